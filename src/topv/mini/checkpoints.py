@@ -1,0 +1,67 @@
+"""Checkpoints of a training: safetensors for numbers, JSON for the rest, nothing that can run code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def _unique(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A state dict under a prefix, with tied tensors kept once."""
+    seen: set[int] = set()
+    kept = {}
+    for name, value in state.items():
+        if value.data_ptr() not in seen:
+            seen.add(value.data_ptr())
+            kept[f"{prefix}.{name}"] = value.detach().contiguous().cpu()
+    return kept
+
+
+def save_checkpoint(
+    folder: Path, modules: dict[str, torch.nn.Module], average: dict[str, Tensor], optimizer: Any, state: dict[str, Any]
+) -> None:
+    """Write everything needed to go on: weights, their average, optimizer moments, counters."""
+    tensors = {f"average.{name}": value for name, value in average.items()}
+    for prefix, module in modules.items():
+        tensors |= _unique(module.state_dict(), prefix)
+    for index, moments in optimizer.state_dict()["state"].items():
+        for name, value in moments.items():
+            tensors[f"optimizer.{index}.{name}"] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / "last.safetensors.part"
+    save_file(tensors, draft)
+    draft.replace(folder / "last.safetensors")
+    note = folder / "last.json.part"
+    note.write_text(json.dumps(state, indent=1) + "\n")
+    note.replace(folder / "last.json")
+
+
+def load_checkpoint(
+    folder: Path, modules: dict[str, torch.nn.Module], average: dict[str, Tensor], optimizer: Any
+) -> dict[str, Any] | None:
+    """Restore what ``save_checkpoint`` wrote, in place; None when there is nothing to restore."""
+    numbers, note = folder / "last.safetensors", folder / "last.json"
+    if not (numbers.is_file() and note.is_file()):
+        return None
+    tensors = load_file(numbers)
+    for prefix, module in modules.items():
+        own = {n.removeprefix(f"{prefix}."): v for n, v in tensors.items() if n.startswith(f"{prefix}.")}
+        missing = set(module.load_state_dict(own, strict=False).unexpected_keys)
+        if missing:
+            raise ValueError(f"Checkpoint {numbers} has unknown weights {sorted(missing)[:3]}; use an empty --out folder.")
+    for name in average:
+        average[name].copy_(tensors[f"average.{name}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return json.loads(note.read_text())

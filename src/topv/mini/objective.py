@@ -1,0 +1,159 @@
+"""The training model's forward pass and its losses.
+
+The decoder is trained on answers; the tower on what is drawn in every patch; and the projected visual tokens are
+pulled towards the embeddings of the words that name what they show, so that the decoder can look things up from
+its first step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from topv.mini.batches import Batch
+from topv.mini.canvas import HEADS, IGNORED, KINDS
+from topv.mini.shapes import COLOURS, SHAPES
+from topv.mini.words import LETTERS
+
+__all__ = ["DenseHeads", "answer_logits", "answer_loss", "dense_loss", "packed_mask", "see"]
+
+_RARE = {"kind": (0, 0.2), "colour": (0, 0.3), "centre": (0, 0.1)}
+_SHARPNESS = 14.0
+
+
+class DenseHeads(nn.Module):
+    """Reads the dense labels off the tower's patches and the projected visual tokens; thrown away after training.
+
+    Args:
+        width: width of the vision tower.
+        tokenizer: names the tokens that the alignment pulls towards.
+    """
+
+    names: Tensor
+    colours: Tensor
+
+    def __init__(self, width: int, tokenizer: Any) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.read = nn.Linear(width, sum(HEADS.values()))
+        for head, classes in HEADS.items():
+            weight = torch.ones(classes)
+            if head in _RARE:
+                index, value = _RARE[head]
+                weight[index] = value
+            self.register_buffer(f"weight_{head}", weight, persistent=False)
+        names = [tokenizer.convert_tokens_to_ids(t) for t in (*(f"Ġ{s}" for s in SHAPES), *LETTERS)]
+        colours = [tokenizer.convert_tokens_to_ids(f"Ġ{c}") for c in COLOURS]
+        if None in names + colours or len(set(names + colours)) < len(names) + len(colours):
+            raise ValueError("The tokenizer splits a shape, colour or letter; train it on more questions.")
+        self.register_buffer("names", torch.tensor(names), persistent=False)
+        self.register_buffer("colours", torch.tensor(colours), persistent=False)
+
+
+def see(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Run tower and projector.
+
+    Args:
+        model: a ``LlavaForConditionalGeneration``.
+        pixels: uint8 (B, size, size, 3).
+
+    Returns:
+        tower features (B, P, vision width) and visual tokens (B, P, text width).
+    """
+    scaled = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    hidden = model.model.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-1][:, 1:]
+    return hidden, model.model.multi_modal_projector(hidden)
+
+
+def dense_loss(heads: DenseHeads, model: Any, features: Tensor, visual: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss on the dense labels, and the share of foreground patches whose kind is right.
+
+    Args:
+        features: (B, P, vision width).
+        visual: (B, P, text width).
+        labels: int64 (B, P, heads).
+    """
+    scores = heads.read(heads.norm(features.float())).float()
+    total = scores.new_zeros(())
+    split = scores.split(list(HEADS.values()), dim=-1)
+    for index, (name, score) in enumerate(zip(HEADS, split, strict=True)):
+        weight = getattr(heads, f"weight_{name}")
+        target = labels[..., index].reshape(-1)
+        lost = F.cross_entropy(
+            score.reshape(-1, score.shape[-1]), target, weight=weight, ignore_index=IGNORED, reduction="sum"
+        )
+        total = total + lost / (target != IGNORED).float().mul(weight[target.clamp(min=0)]).sum().clamp(min=1)
+    table = F.normalize(model.get_input_embeddings().weight.float(), dim=-1)
+    directions = F.normalize(visual.float(), dim=-1)
+    kind, colour = labels[..., 0], labels[..., 1]
+    named = (kind > 0) & (kind < KINDS.index("box"))
+    for ids, chosen, target in ((heads.names, named, kind - 1), (heads.colours, colour > 0, colour - 1)):
+        if bool(chosen.any()):
+            near = _SHARPNESS * directions[chosen] @ table[ids].T
+            total = total + F.cross_entropy(near, target[chosen])
+    shown = kind > 0
+    right = (split[0].argmax(-1) == kind)[shown].float().mean()
+    return total, right.detach()
+
+
+def packed_mask(segments: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask of packed rows: a question sees the prefix and itself.
+
+    Args:
+        segments: int64 (B, A), 0 for padding.
+        prefix: number of tokens before the questions, causal among themselves.
+
+    Returns:
+        (B, 1, prefix + A, prefix + A), 0 where attention is allowed.
+    """
+    rows, room = segments.shape
+    whole = torch.cat([segments.new_full((rows, prefix), -1), segments], dim=1)
+    same = whole[:, :, None] == whole[:, None, :]
+    same[:, :, :prefix] = True
+    allowed = same & torch.ones(prefix + room, prefix + room, dtype=torch.bool, device=segments.device).tril()
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def answer_logits(
+    model: Any, visual: Tensor, tokens: Tensor, segments: Tensor, offsets: Tensor, dtype: torch.dtype, user: int
+) -> Tensor:
+    """Logits behind every packed token.
+
+    Args:
+        visual: (B, P, text width).
+        tokens, segments, offsets: int64 (B, A), see ``Batch``.
+        dtype: dtype that attention runs in.
+        user: id of the token that opens the user's turn, before the image.
+
+    Returns:
+        (B, A, vocabulary).
+    """
+    embed = model.get_input_embeddings()
+    rows, patches = visual.shape[:2]
+    prefix = 1 + patches
+    opening = embed(torch.full((rows, 1), user, device=tokens.device))
+    embeds = torch.cat([opening, visual.to(opening.dtype), embed(tokens)], dim=1)
+    front = torch.arange(prefix, device=tokens.device).expand(rows, prefix)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds,
+        attention_mask=packed_mask(segments, prefix, dtype),
+        position_ids=torch.cat([front, offsets + prefix], dim=1),
+        use_cache=False,
+    ).last_hidden_state
+    return model.lm_head(hidden[:, prefix:])
+
+
+def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted cross-entropy of the answers: logits (B, A, V), targets and weights (B, A)."""
+    lost = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return (lost * weights.flatten()).sum() / weights.sum().clamp(min=1e-6)
+
+
+def to_tensors(batch: Batch, device: str) -> dict[str, Tensor]:
+    """A batch's arrays as tensors on a device."""
+    names = ("pixels", "labels", "tokens", "segments", "offsets", "targets", "weights")
+    return {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}

@@ -1,0 +1,83 @@
+"""The models that can be trained and how: one preset for two processor cores, one for an accelerator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from topv.mini.geometry import Geometry
+
+__all__ = ["PRESETS", "Preset", "get_preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes and schedule of one training.
+
+    Times are shares: ``tower_share`` of the minutes given go to the vision tower alone. ``answer_tokens`` is
+    the room for questions and answers behind each image.
+    """
+
+    name: str
+    image_size: int
+    patch_size: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    vision_mlp: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    text_kv_heads: int
+    text_mlp: int
+    tower_batch: int
+    joint_batch: int
+    answer_tokens: int
+    tower_share: float
+    tower_rate: float
+    text_rate: float
+    joint_tower_rate: float
+    workers: int
+    warmup_steps: int = 100
+    weight_decay: float = 0.03
+    average: float = 0.998
+    device: str = "cpu"
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.image_size, self.patch_size)
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+PRESETS = {
+    "cpu": Preset(
+        name="cpu", image_size=168, patch_size=14,
+        vision_width=256, vision_layers=6, vision_heads=4, vision_mlp=768,
+        text_width=256, text_layers=12, text_heads=4, text_kv_heads=2, text_mlp=512,
+        tower_batch=24, joint_batch=8, answer_tokens=192, tower_share=0.2,
+        tower_rate=1e-3, text_rate=1e-3, joint_tower_rate=4e-4, workers=2,
+    ),
+    "accelerator": Preset(
+        name="accelerator", image_size=336, patch_size=14,
+        vision_width=256, vision_layers=8, vision_heads=4, vision_mlp=768,
+        text_width=256, text_layers=24, text_heads=4, text_kv_heads=2, text_mlp=384,
+        tower_batch=256, joint_batch=128, answer_tokens=256, tower_share=0.2,
+        tower_rate=1e-3, text_rate=1e-3, joint_tower_rate=4e-4, workers=14, device="cuda",
+    ),
+    "tiny": Preset(
+        name="tiny", image_size=168, patch_size=14,
+        vision_width=32, vision_layers=1, vision_heads=2, vision_mlp=32,
+        text_width=32, text_layers=2, text_heads=2, text_kv_heads=1, text_mlp=32,
+        tower_batch=2, joint_batch=2, answer_tokens=96, tower_share=0.5,
+        tower_rate=1e-3, text_rate=1e-3, joint_tower_rate=4e-4, workers=1, warmup_steps=2,
+    ),
+}  # fmt: skip
+""""tiny" is for tests: it runs every line of the trainer in seconds and learns nothing."""
+
+
+def get_preset(name: str) -> Preset:
+    """A preset by name."""
+    if name not in PRESETS:
+        raise ValueError(f"Unknown preset {name!r}; expected one of {', '.join(PRESETS)}.")
+    return PRESETS[name]

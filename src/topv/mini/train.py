@@ -1,0 +1,58 @@
+"""Train the bundled model: ``python -m topv.mini.train --preset cpu --out runs/mini --minutes 60``.
+
+Runs resume from the last checkpoint in ``--out``. ``--minutes`` is the length of the whole training, so the same
+command run again goes on with the same curve until it is used up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    from topv.mini.presets import PRESETS
+
+    parser = argparse.ArgumentParser(prog="python -m topv.mini.train", description=__doc__)
+    parser.add_argument("--preset", default="cpu", choices=sorted(PRESETS), help="model size and schedule")
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of the training")
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of the whole training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
+    parser.add_argument("--validate-minutes", type=float, default=4.0, help="time between validations")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the best weights so far there and stop")
+    parser.add_argument("--plot", action="store_true", help="draw the curves to OUT/curves.png and stop")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and train, export or plot."""
+    options = _parser().parse_args(arguments)
+    from topv.mini.presets import get_preset
+
+    preset = get_preset(options.preset)
+    if options.export is not None:
+        from topv.mini.export import export
+
+        export(options.out, options.export)
+        return
+    if options.plot:
+        from topv.mini.curves import plot
+
+        plot(options.out / "log.csv", options.out / "curves.png")
+        return
+    import torch
+
+    from topv.mini.training import Trainer
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    trainer = Trainer(preset, options.out, options.minutes, options.seed)
+    trainer.run(validate_seconds=60 * options.validate_minutes)
+
+
+if __name__ == "__main__":
+    main()

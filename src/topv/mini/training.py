@@ -1,0 +1,235 @@
+"""The trainer: tower first on dense labels, then everything together, resumable at any checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topv.mini.batches import Batch, draw_batch, stream_batches
+from topv.mini.build import USER, build_model, build_processor
+from topv.mini.checkpoints import load_checkpoint, save_checkpoint
+from topv.mini.objective import DenseHeads, answer_logits, answer_loss, dense_loss, see, to_tensors
+from topv.mini.presets import Preset
+from topv.mini.questions import TASKS
+from topv.mini.validation import validate
+
+__all__ = ["Trainer"]
+
+_VALIDATION_SCENES = 96
+_DENSE_SHARE = 0.3
+_COLUMNS = ("step", "minutes", "stage", "rate", "dense_loss", "patch_accuracy", "answer_loss", "mean", *TASKS)
+
+
+def autocast_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the machine multiplies it natively, else float32."""
+    if device != "cpu":
+        return torch.bfloat16
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+class Trainer:
+    """Trains one preset into a folder for a given number of minutes, over as many runs as it takes.
+
+    Args:
+        preset: sizes and schedule.
+        out: folder for tokenizer, checkpoints, the log and the best weights.
+        minutes: length of the whole training; the learning rate falls to zero at its end.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, preset: Preset, out: Path, minutes: float, seed: int = 0) -> None:
+        if minutes <= 0:
+            raise ValueError(f"Training for {minutes} minutes; expected a number above 0.")
+        self.preset, self.out, self.minutes = preset, out, minutes
+        out.mkdir(parents=True, exist_ok=True)
+        self.processor = self._processor()
+        tokenizer = self.processor.tokenizer
+        self.user = tokenizer.convert_tokens_to_ids(USER)
+        torch.manual_seed(seed)
+        self.device, self.dtype = preset.device, autocast_dtype(preset.device)
+        self.model = build_model(preset, tokenizer).to(self.device).train()
+        self.heads = DenseHeads(preset.vision_width, tokenizer).to(self.device)
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.optimizer = self._optimizer()
+        self.state: dict[str, Any] = {
+            "step": 0, "joint_step": 0, "scene": 0, "seconds": 0.0, "best": -1.0, "seed": seed, "preset": preset.name,
+        }  # fmt: skip
+        restored = load_checkpoint(out, self._modules(), self.average, self.optimizer)
+        if restored is not None:
+            if restored["preset"] != preset.name:
+                raise ValueError(
+                    f"{out} holds a training of preset {restored['preset']!r}, not {preset.name!r}; use another --out."
+                )
+            self.state = restored
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        return {"model": self.model, "heads": self.heads}
+
+    def _processor(self) -> Any:
+        folder = self.out / "processor"
+        if (folder / "tokenizer.json").is_file():
+            from transformers import AutoProcessor
+
+            return AutoProcessor.from_pretrained(folder)
+        processor = build_processor(self.preset)
+        processor.save_pretrained(folder)
+        return processor
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        groups: dict[tuple[str, bool], list[Tensor]] = {}
+        for name, parameter in self.model.named_parameters():
+            part = "tower" if "vision_tower" in name else "text"
+            decays = parameter.ndim > 1 and "embed" not in name
+            groups.setdefault((part, decays), []).append(parameter)
+        groups["heads", False] = list(self.heads.parameters())
+        described = [
+            {"params": p, "part": part, "weight_decay": self.preset.weight_decay if decays else 0.0}
+            for (part, decays), p in groups.items()
+        ]
+        return torch.optim.AdamW(described, lr=0.0, betas=(0.9, 0.98), fused=True)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, from 0 to 1."""
+        return min(1.0, self.state["seconds"] / (60 * self.minutes))
+
+    @property
+    def joint(self) -> bool:
+        return self.progress >= self.preset.tower_share
+
+    def _set_rates(self) -> float:
+        preset, share = self.preset, self.preset.tower_share
+        if self.joint:
+            within = (self.progress - share) / (1 - share)
+            warm = min(1.0, (self.state["joint_step"] + 1) / preset.warmup_steps)
+            factor = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * within)))
+            rates = {"tower": preset.joint_tower_rate, "text": preset.text_rate, "heads": preset.joint_tower_rate}
+        else:
+            factor = min(1.0, (self.state["step"] + 1) / preset.warmup_steps)
+            factor *= 1 - 0.5 * self.progress / share
+            rates = dict.fromkeys(("tower", "text", "heads"), preset.tower_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * rates[group["part"]]
+        return factor
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        held = to_tensors(batch, self.device)
+        joint = held["tokens"].shape[1] > 0
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+            features, visual = see(self.model, held["pixels"])
+            if joint:
+                logits = answer_logits(
+                    self.model, visual, held["tokens"], held["segments"], held["offsets"], self.dtype, self.user
+                )
+        dense, right = dense_loss(self.heads, self.model, features, visual, held["labels"])
+        loss = dense * (_DENSE_SHARE if joint else 1.0)
+        measured = {"dense_loss": dense.item(), "patch_accuracy": right.item()}
+        if joint:
+            answers = answer_loss(logits, held["targets"], held["weights"])
+            loss = loss + answers
+            measured["answer_loss"] = answers.item()
+        if not math.isfinite(float(loss)):
+            raise FloatingPointError(
+                f"The loss is {float(loss)} at step {self.state['step']}; restart from the last checkpoint with a"
+                " lower learning rate in the preset."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
+        self.optimizer.step()
+        decay = min(self.preset.average, (1 + self.state["step"]) / (10 + self.state["step"]))
+        current = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        return measured
+
+    def _swap(self) -> None:
+        """Exchange the live weights with their running average."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                held = parameter.detach().clone()
+                parameter.copy_(self.average[name])
+                self.average[name].copy_(held)
+
+    def _validate(self, batches: list[Batch]) -> dict[str, float]:
+        self._swap()
+        accuracy = validate(self.model, batches, self.user, self.dtype, self.device)
+        if accuracy["mean"] > self.state["best"]:
+            self.state["best"] = accuracy["mean"]
+            self.model.save_pretrained(self.out / "best")
+        self._swap()
+        return accuracy
+
+    def save(self) -> None:
+        save_checkpoint(self.out, self._modules(), self.average, self.optimizer, self.state)
+
+    def run(self, log_seconds: float = 20.0, validate_seconds: float = 240.0) -> None:
+        """Train until the minutes are used up, logging to ``log.csv``."""
+        preset, tokenizer_file = self.preset, str(self.out / "processor" / "tokenizer.json")
+        held_out = [
+            draw_batch(tokenizer_file, "validation", first, 16, preset.geometry, 320)
+            for first in range(0, _VALIDATION_SCENES, 16)
+        ]
+        while self.progress < 1:
+            joint = self.joint
+            size = preset.joint_batch if joint else preset.tower_batch
+            source = stream_batches(
+                tokenizer_file, self.state["scene"], size, preset.geometry,
+                preset.answer_tokens if joint else 0, preset.workers,
+            )  # fmt: skip
+            self._run_stage(source, joint, size, held_out, log_seconds, validate_seconds)
+            source.close()
+        self._finish(held_out)
+
+    def _run_stage(
+        self, source: Any, joint: bool, size: int, held_out: list[Batch], log_seconds: float, validate_seconds: float
+    ) -> None:
+        state, recent = self.state, list[dict[str, float]]()
+        started = logged = validated = time.monotonic()
+        before = state["seconds"]
+        for batch in source:
+            factor = self._set_rates()
+            recent.append(self._step(batch))
+            state["step"] += 1
+            state["joint_step"] += joint
+            state["scene"] += size
+            now = time.monotonic()
+            state["seconds"] = before + now - started
+            over = self.progress >= 1 or self.joint != joint
+            due = joint and now - validated > validate_seconds
+            if now - logged > log_seconds or due or over:
+                row = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
+                recent.clear()
+                logged = now
+                if due:
+                    row |= self._validate(held_out)
+                    self.save()
+                    validated = time.monotonic()
+                self._log(row, factor)
+            if over:
+                self.save()
+                return
+
+    def _finish(self, held_out: list[Batch]) -> None:
+        self._log(self._validate(held_out), 0.0)
+        self.save()
+
+    def _log(self, row: dict[str, float], factor: float) -> None:
+        path = self.out / "log.csv"
+        fresh = not path.is_file()
+        stage = "joint" if self.joint else "tower"
+        whole = {
+            "step": self.state["step"], "minutes": self.state["seconds"] / 60, "stage": stage, "rate": factor, **row,
+        }  # fmt: skip
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS, restval="")
+            if fresh:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in whole.items()})
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in whole.items()), flush=True)
