@@ -1,0 +1,103 @@
+"""What a pruning method is: a dataclass that scores visual tokens from the evidence it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..budget import keep_count, validate_keep
+
+__all__ = ["TARGETS", "Evidence", "Method"]
+
+TARGETS = ("pre_norm", "attention", "post_norm", "mlp")
+"""Where target tokens may be read in a decoder layer (the paper's positions 1 to 4): what enters the attention
+module, what leaves it, what enters the MLP, what leaves it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the runtime read for G grids of one shape, each with N visual tokens.
+
+    Attributes:
+        rows_and_columns: the grids' shape (h, w), h * w = N.
+        coordinates: float32 (N, 2), each token's (row, column).
+        images: for each grid its position among its sample's grids, so that a result need not depend on the batch.
+        source: (G, N, D) visual tokens entering layer `layer - 1`, in the model's dtype, or None if not asked for.
+        target: (G, N, D) the same tokens at the method's target position in that layer, or None.
+        attention: float32 (G, N), the attention that the last prompt token pays to each visual token in that
+            layer, averaged over heads, or None.
+    """
+
+    rows_and_columns: tuple[int, int]
+    coordinates: torch.Tensor
+    images: tuple[int, ...]
+    source: torch.Tensor | None = None
+    target: torch.Tensor | None = None
+    attention: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A pruning method. Subclasses are frozen dataclasses that override `score`.
+
+    Args:
+        keep: share in (0, 1] of each grid's visual tokens to keep (float), or how many (int).
+        layer: number of decoder layers that see every token; the sequence is shorter from layer index `layer` on.
+
+    Raises:
+        ValueError: when `keep` or `layer` is out of range.
+    """
+
+    keep: float | int = 0.5
+    layer: int | None = 2
+
+    has_importance: ClassVar[bool] = True
+    """Whether the scores say how important each token is (False for random or purely positional choices)."""
+
+    def __post_init__(self) -> None:
+        validate_keep(self.keep)
+        if self.layer is not None and (
+            isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1
+        ):
+            raise ValueError(
+                f"layer={self.layer!r} must be an integer of at least 1: the number of decoder layers that see "
+                "every token. The evidence is read in the last of them."
+            )
+
+    @property
+    def name(self) -> str:
+        """The method's name in tables and on the command line."""
+        return type(self).__name__.lower()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The evidence to read: "source", one of `TARGETS`, "attention_row" or "attention_map"."""
+        return frozenset()
+
+    def pruning_layer(self, depth: int) -> int:
+        """`layer`, resolved for a decoder of `depth` layers.
+
+        Raises:
+            ValueError: when the decoder has no layer of that index.
+        """
+        layer = depth // 2 if self.layer is None else self.layer
+        if not 1 <= layer < depth:
+            raise ValueError(
+                f"layer={layer} leaves nothing to prune: the decoder has {depth} layers, so layer must be "
+                f"between 1 and {depth - 1}."
+            )
+        return layer
+
+    def count(self, tokens: int) -> int:
+        """How many tokens K of a grid of `tokens` stay, recovered ones included."""
+        return keep_count(tokens, self.keep)
+
+    def recovered(self, count: int, tokens: int) -> int:
+        """How many of the `count` kept tokens are a uniform sample of the otherwise pruned ones."""
+        return 0
+
+    def score(self, evidence: Evidence, count: int) -> torch.Tensor:
+        """Score each token: float32 (G, N); the `count` highest stay, ties going to the lower index."""
+        raise NotImplementedError(f"{type(self).__name__} does not define score().")

@@ -1,0 +1,60 @@
+"""The settings that methods built on the transport cost matrix share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ..budget import recovered_count
+from .base import TARGETS, Method
+
+__all__ = ["CostMethod"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostMethod(Method):
+    """A method that poses the cost C = alpha F + beta S + gamma E between source and target tokens.
+
+    Args:
+        target: where target tokens are read in layer `layer - 1`: "pre_norm" (what enters attention), "attention"
+            (what leaves it), "post_norm" (what enters the MLP; the paper's choice) or "mlp" (what leaves it).
+        alpha: weight of the feature distance F.
+        beta: weight of the spatial distance S.
+        gamma: weight of the distance E from the grid's centre.
+        sigma: width of the spatial Gaussian, in grid cells.
+        normalize: whether source and target features are scaled to unit length before F is taken.
+        scale: whether F is divided by its "max" or its "mean" within each grid.
+        recovery: share in [0, 1) of the kept tokens that is a uniform sample of the tokens ranked lower.
+    """
+
+    target: str = "post_norm"
+    alpha: float = 1.0
+    beta: float = 0.0
+    gamma: float = 0.0
+    sigma: float = 3.0
+    normalize: bool = True
+    scale: Literal["max", "mean"] = "max"
+    recovery: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target not in TARGETS:
+            raise ValueError(f"target={self.target!r} is not one of {', '.join(TARGETS)}.")
+        if self.scale not in ("max", "mean"):
+            raise ValueError(f"scale={self.scale!r} must be 'max' or 'mean'.")
+        for name in ("alpha", "beta", "gamma"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name}={value!r} must be a finite number of at least 0.")
+        if not math.isfinite(self.sigma) or self.sigma <= 0:
+            raise ValueError(f"sigma={self.sigma!r} must be a finite number above 0, in grid cells.")
+        if not 0 <= self.recovery < 1:
+            raise ValueError(f"recovery={self.recovery!r} must be in [0, 1): a share of the kept tokens.")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"source", self.target})
+
+    def recovered(self, count: int, tokens: int) -> int:
+        return recovered_count(count, tokens, self.recovery)

@@ -1,0 +1,38 @@
+"""MeanCost: TopV's cost matrix without any transport, as a control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import transport
+from .base import Evidence
+from .cost import CostMethod
+
+__all__ = ["MeanCost"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanCost(CostMethod):
+    """Rank source tokens by the mean of their row of TopV's cost matrix: far from every target means important.
+
+    What the transport adds in `TopV` is what it gains over this method.
+    """
+
+    def score(self, evidence: Evidence, count: int) -> torch.Tensor:
+        if evidence.source is None or evidence.target is None:
+            raise ValueError("MeanCost needs evidence.source and evidence.target (G, N, D), and got None.")
+        return transport.mean_cost(
+            transport.cost_matrix(
+                evidence.source,
+                evidence.target,
+                evidence.coordinates,
+                alpha=self.alpha,
+                beta=self.beta,
+                gamma=self.gamma,
+                sigma=self.sigma,
+                normalize=self.normalize,
+                scale=self.scale,
+            )
+        )

@@ -1,0 +1,34 @@
+"""VTW: all visual tokens leave the decoder at a middle layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from .base import Evidence, Method
+
+__all__ = ["VTW"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VTW(Method):
+    """Withdraw every visual token at layer `layer` (half the depth by default).
+
+    Lin et al., "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",
+    AAAI 2025 (arXiv 2405.05803). A visual token that is the prompt's last position, or that a label scores, stays.
+
+    Args:
+        layer: number of decoder layers that see the visual tokens; None means half the decoder's depth.
+    """
+
+    keep: float | int = field(default=1.0, init=False, repr=False)
+    layer: int | None = None
+    has_importance: ClassVar[bool] = False
+
+    def count(self, tokens: int) -> int:
+        return 0
+
+    def score(self, evidence: Evidence, count: int) -> torch.Tensor:
+        return evidence.coordinates.new_zeros(len(evidence.images), evidence.coordinates.shape[0])

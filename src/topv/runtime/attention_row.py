@@ -1,0 +1,158 @@
+"""The attention weights of one decoder layer, read beside its fast attention path."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedError
+from .masks import _visible
+
+__all__ = ["KeyTap", "attention_to_tokens"]
+
+
+class KeyTap:
+    """Stands in for the KV cache during one layer's attention, and remembers the keys and values it worked with.
+
+    Args:
+        cache: the cache to pass updates on to, or None when the forward runs without one.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Store new states as the cache would, and return all states of the layer."""
+        if self._cache is not None:
+            keys, values = self._cache.update(keys, values, layer_idx, *args, **kwargs)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+class _Replay:
+    """A cache whose update changes nothing and returns states seen before."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._states = keys, values
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._states
+
+
+def _eager_twin(attention: nn.Module) -> nn.Module:
+    """A module that shares `attention`'s weights, but runs eagerly, without hooks, and returns its weights."""
+    config: Any = copy.copy(attention.config)
+    config._attn_implementation = "eager"
+    twin = copy.copy(attention)
+    object.__setattr__(twin, "config", config)
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        object.__setattr__(twin, name, OrderedDict())
+    return twin
+
+
+def attention_to_tokens(
+    attention: nn.Module,
+    arguments: dict[str, Any],
+    tap: KeyTap,
+    *,
+    last: torch.Tensor,
+    mask: torch.Tensor | None,
+    whole_map: bool,
+) -> torch.Tensor:
+    """How much the last prompt token of each sample attends to every key: float32 (B, keys), mean over heads.
+
+    The layer's own attention module computes it, so that its rotary embedding, norms and scaling are the model's;
+    the query is the last token alone, and the keys are those the layer just used.
+
+    Args:
+        attention: the attention module, which has just run.
+        arguments: the arguments it ran with.
+        tap: the keys and values it ran with.
+        last: LongTensor (B,), the column of each sample's last real token.
+        mask: the forward's attention mask: None, (B, keys) or (B, 1, queries, keys).
+        whole_map: compute the full (queries, keys) map and take its row, as FastV was published.
+
+    Raises:
+        UnsupportedError: when the module keeps its weights to itself.
+    """
+    if tap.keys is None or tap.values is None or "config" not in attention.__dict__:
+        raise UnsupportedError(
+            f"{type(attention).__name__} does not hand its keys to a KV cache in the way topv can read, so FastV has "
+            "no attention weights to rank by. Use a method that needs none, such as TopV."
+        )
+    hidden = arguments["hidden_states"]
+    batch, length = hidden.shape[:2]
+    rows = last.to(hidden.device)
+    past = tap.keys.shape[-2] - length
+    call = dict(arguments)
+    call["past_key_values"] = _Replay(tap.keys, tap.values)
+    if whole_map:
+        call["attention_mask"] = _full_mask(hidden, mask, past)
+    else:
+        for name, value in arguments.items():
+            call[name] = _take_rows(value, rows, batch, length)
+        call["past_key_values"] = _Replay(tap.keys, tap.values)
+        call["attention_mask"] = _row_mask(hidden, mask, rows, tap)
+    accepted = inspect.signature(attention.forward).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+        call = {name: value for name, value in call.items() if name in accepted}
+    outputs = _eager_twin(attention)(**call)
+    weights = outputs[1] if isinstance(outputs, tuple) and len(outputs) > 1 else None
+    if weights is None:
+        raise UnsupportedError(
+            f"{type(attention).__name__} returns no attention weights in eager mode, so FastV has nothing to rank by. "
+            "Use a method that needs none, such as TopV."
+        )
+    mean = weights.float().mean(1)
+    return mean[torch.arange(batch, device=mean.device), rows] if whole_map else mean[:, 0]
+
+
+def _take_rows(value: Any, rows: torch.Tensor, batch: int, length: int) -> Any:
+    """Keep one row per sample of every (batch or 1, length, ...) tensor inside `value`."""
+    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[1] == length:
+        if value.shape[0] in (1, batch):
+            index = torch.arange(batch, device=value.device)
+            return value.expand(batch, *value.shape[1:])[index, rows.to(value.device)].unsqueeze(1)
+        return value
+    if isinstance(value, tuple):
+        return tuple(_take_rows(item, rows, batch, length) for item in value)
+    return value
+
+
+def _row_mask(hidden: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, tap: KeyTap) -> torch.Tensor | None:
+    """Additive (B, 1, 1, keys) mask of each sample's last token, or None when it sees every key."""
+    if mask is None:
+        return None
+    keys = tap.keys.shape[-2] if tap.keys is not None else 0
+    if mask.ndim == 4:
+        seen = _visible(mask).expand(hidden.shape[0], -1, -1, -1)
+        seen = seen[torch.arange(hidden.shape[0], device=seen.device), 0, rows]
+    else:
+        seen = mask.bool()
+    seen = seen[:, :keys].to(hidden.device)
+    lowest = torch.finfo(hidden.dtype).min
+    return torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~seen, lowest)[:, None, None]
+
+
+def _full_mask(hidden: torch.Tensor, mask: torch.Tensor | None, past: int) -> torch.Tensor:
+    """Additive causal mask (B or 1, 1, queries, keys) for eager attention."""
+    if mask is not None and mask.ndim == 4:
+        seen = _visible(mask)
+    else:
+        queries = torch.arange(hidden.shape[1], device=hidden.device) + past
+        keys = torch.arange(past + hidden.shape[1], device=hidden.device)
+        seen = (keys <= queries.unsqueeze(1))[None, None]
+        if mask is not None:
+            seen = seen & mask.bool()[:, None, None, :]
+    lowest = torch.finfo(hidden.dtype).min
+    return torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~seen, lowest)

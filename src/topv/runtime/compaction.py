@@ -1,0 +1,109 @@
+"""Which columns of a batch stay, and moving tensors between the full and the compacted sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .plan import PrefillPlan
+
+__all__ = ["Compaction", "compact"]
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """A map from compacted slots to the columns of the full sequence.
+
+    Attributes:
+        index: LongTensor (B, S), the column that each slot holds; ascending in each row's real slots.
+        valid: BoolTensor (B, S), false at slots that only pad a shorter row on the left; None when there is none.
+        length: length T of the full sequence.
+    """
+
+    index: torch.Tensor
+    valid: torch.Tensor | None
+    length: int
+
+    def to(self, device: torch.device) -> Compaction:
+        """The same map with its tensors on `device`."""
+        if self.index.device == device:
+            return self
+        valid = None if self.valid is None else self.valid.to(device)
+        return Compaction(self.index.to(device), valid, self.length)
+
+    def gather(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """Take the slots' columns along `dim` of a tensor whose first dimension is B or 1.
+
+        With `dim` = -1 and three dimensions the first counts position rows (M-RoPE) and the second is the batch.
+        """
+        index = self.index.to(tensor.device)
+        dim = dim % tensor.ndim
+        batch_dim = dim - 1
+        shape = list(tensor.shape)
+        shape[batch_dim] = index.shape[0]
+        tensor = tensor.expand(shape)
+        view = [1] * tensor.ndim
+        view[batch_dim], view[dim] = index.shape
+        shape[dim] = index.shape[1]
+        return tensor.gather(dim, index.view(view).expand(shape))
+
+    def scatter(self, tensor: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Put compacted (B, S, D) states back at their columns of (B, T, D).
+
+        Positions that were pruned hold NaN, so that reading one cannot pass for a result; padding holds zeros.
+
+        Args:
+            tensor: (B, S, D) floating point.
+            real: BoolTensor (B, T), false at padding.
+        """
+        mover = self.to(tensor.device)
+        full = tensor.new_full((tensor.shape[0], self.length, tensor.shape[2]), float("nan"))
+        full = full.masked_fill(~real.to(tensor.device).unsqueeze(2), 0.0)
+        if mover.valid is not None:
+            fillers = full.gather(1, mover.index.unsqueeze(2).expand_as(tensor))
+            tensor = torch.where(mover.valid.unsqueeze(2), tensor, fillers)
+        return full.scatter(1, mover.index.unsqueeze(2).expand_as(tensor), tensor)
+
+
+def compact(plan: PrefillPlan, kept: list[torch.Tensor], device: torch.device) -> Compaction:
+    """Build the map from what each bucket keeps, without waiting for the device.
+
+    Args:
+        plan: the prefill's plan.
+        kept: for each bucket a LongTensor (G, K) on `device` of `sample * T + column`.
+        device: where the hidden states are.
+    """
+    stays = plan.fixed.to(device, non_blocking=True)
+    flat = stays.flatten().clone()
+    for columns in kept:
+        flat.index_fill_(0, columns.flatten(), True)
+    order = flat.view_as(stays).to(torch.uint8).argsort(dim=1, stable=True)
+    index = order[:, plan.layout.length - plan.length :].contiguous()
+    valid = None
+    if plan.ragged:
+        lengths = torch.tensor(plan.row_lengths).unsqueeze(1)
+        valid = (torch.arange(plan.length) >= plan.length - lengths).to(device, non_blocking=True)
+    return Compaction(index, valid, plan.layout.length)
+
+
+def gather_arguments(value: Any, compaction: Compaction, batch: int) -> Any:
+    """Compact every tensor inside `value` that has a (batch, sequence) pair of dimensions; leave the rest alone.
+
+    A tensor qualifies when its second dimension is the full length and its first is `batch` or 1, or when its last
+    two dimensions are (batch or 1, full length), as position ids with several rows have.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.ndim >= 2 and value.shape[1] == compaction.length and value.shape[0] in (1, batch):
+            return compaction.gather(value)
+        if value.ndim == 3 and value.shape[2] == compaction.length and value.shape[1] in (1, batch):
+            return compaction.gather(value, dim=2)
+        return value
+    if isinstance(value, tuple):
+        return tuple(gather_arguments(item, compaction, batch) for item in value)
+    if isinstance(value, list):
+        return [gather_arguments(item, compaction, batch) for item in value]
+    if isinstance(value, dict):
+        return {key: gather_arguments(item, compaction, batch) for key, item in value.items()}
+    return value

@@ -1,0 +1,338 @@
+"""One forward of a pruned model: what its hooks share, from the first look at the prompt to the scattered output."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import EvidenceError
+from ..layout import coordinates
+from ..methods import Evidence, Method
+from ..models import Family
+from ..selection import select
+from .attention_row import KeyTap, attention_to_tokens
+from .compaction import Compaction, compact, gather_arguments
+from .masks import short_mask
+from .plan import PrefillPlan
+from .record import CacheRecord
+
+__all__ = ["Forward", "Outcome", "current_forward", "set_forward"]
+
+_current: ContextVar[Forward | None] = ContextVar("topv_forward", default=None)
+
+
+def current_forward() -> Forward | None:
+    """The forward that is running in this context, or None."""
+    return _current.get()
+
+
+def set_forward(forward: Forward | None) -> None:
+    """Make `forward` the one that is running in this context."""
+    _current.set(forward)
+
+
+@dataclass
+class Outcome:
+    """What a prefill chose, for `Pruning` to report.
+
+    Attributes:
+        lengths: entries in each layer's KV cache after the prefill (or that it would hold, without a cache).
+        kept: for each bucket of the plan, LongTensor (G, K) of each grid's kept tokens.
+        recovered: for each bucket, BoolTensor (G, K): which of them were recovered.
+        importance: for each bucket float32 (G, N), or None when the method has none.
+        element_size: bytes per number in the hidden states, and so in the KV cache.
+    """
+
+    lengths: list[int] = field(default_factory=list)
+    kept: list[torch.Tensor] = field(default_factory=list)
+    recovered: list[torch.Tensor] = field(default_factory=list)
+    importance: list[torch.Tensor | None] = field(default_factory=list)
+    element_size: int = 0
+
+
+class Forward:
+    """The state of one forward. It lives in a context variable and dies with the forward.
+
+    Args:
+        owner: the pruning whose hooks run it.
+        opened_by: the module whose hook began it, and whose hook will end it.
+        family: the model's parts.
+        method: the method that prunes.
+        layer: first layer that sees a shortened sequence.
+        batch: number of rows B.
+        length: columns T of this forward.
+        past: columns already in the cache's whole layers.
+        plan: what to prune, or None when this forward prunes nothing.
+        is_prefill: whether the report should speak of this forward.
+    """
+
+    def __init__(
+        self,
+        *,
+        owner: object,
+        opened_by: nn.Module,
+        family: Family,
+        method: Method,
+        layer: int,
+        batch: int,
+        length: int,
+        past: int,
+        plan: PrefillPlan | None,
+        is_prefill: bool,
+    ) -> None:
+        self.owner = owner
+        self.opened_by = opened_by
+        self.family = family
+        self.method = method
+        self.layer = layer
+        self.batch = batch
+        self.length = length
+        self.past = past
+        self.plan = plan
+        self.is_prefill = is_prefill
+        self.outcome = Outcome()
+        self.mask: torch.Tensor | None = None
+        self.cache: Any = None
+        self.record: CacheRecord | None = None
+        self.compaction: Compaction | None = None
+        self._flat: dict[torch.device, list[torch.Tensor]] = {}
+        self._source: list[torch.Tensor] | None = None
+        self._target: list[torch.Tensor] | None = None
+        self._attention: torch.Tensor | None = None
+        self._key_tap: KeyTap | None = None
+        self._finite: list[tuple[torch.Tensor, Any]] = []
+        self._short: tuple[torch.Tensor, torch.Tensor, bool] | None = None
+        self._arguments: dict[str, tuple[Any, Any]] = {}
+        self._short_mask: tuple[Any] | None = None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether this forward shortens the sequence."""
+        return self.plan is not None and bool(self.plan.buckets)
+
+    # ---- evidence -------------------------------------------------------------------------------------------
+
+    def wants(self, evidence: str) -> bool:
+        """Whether the method asked for `evidence` and this forward has something to prune."""
+        return self.prunes and evidence in self.method.needs
+
+    def read_source(self, hidden_states: torch.Tensor) -> None:
+        """Take the visual tokens that enter layer `layer - 1` from (B, T, D)."""
+        self._source = self._visual(hidden_states)
+
+    def read_target(self, hidden_states: torch.Tensor) -> None:
+        """Take the visual tokens at the method's target position from (B, T, D)."""
+        self._target = self._visual(hidden_states)
+
+    def tap_keys(self, cache: Any) -> KeyTap:
+        """A stand-in for `cache` that remembers the keys of layer `layer - 1`."""
+        self._key_tap = KeyTap(cache)
+        return self._key_tap
+
+    def read_attention(self, attention: nn.Module, arguments: dict[str, Any]) -> None:
+        """Take the last prompt token's attention in layer `layer - 1`, which has just run with `arguments`."""
+        if self.plan is None or self._key_tap is None:
+            return
+        last = torch.where(self.plan.real, torch.arange(self.length), -1).amax(1)
+        self._attention = attention_to_tokens(
+            attention,
+            arguments,
+            self._key_tap,
+            last=last,
+            mask=self.mask,
+            whole_map="attention_map" in self.method.needs,
+        )
+        self._key_tap = None
+
+    def _visual(self, hidden_states: torch.Tensor) -> list[torch.Tensor]:
+        tokens = hidden_states.reshape(self.batch * self.length, -1)
+        return [
+            tokens.index_select(0, flat.flatten()).view(*flat.shape, -1)
+            for flat in self._flat_columns(hidden_states.device)
+        ]
+
+    def _flat_columns(self, device: torch.device) -> list[torch.Tensor]:
+        if device not in self._flat:
+            buckets = self.plan.buckets if self.plan is not None else ()
+            self._flat[device] = [bucket.flat.to(device, non_blocking=True) for bucket in buckets]
+        return self._flat[device]
+
+    # ---- selection ------------------------------------------------------------------------------------------
+
+    def choose(self, hidden_states: torch.Tensor) -> None:
+        """Select the tokens that stay, given what enters layer `layer`, and build the compaction."""
+        plan = self.plan
+        if plan is None:
+            return
+        self._check_finite(hidden_states)
+        device = hidden_states.device
+        kept = []
+        for number, (bucket, flat) in enumerate(zip(plan.buckets, self._flat_columns(device), strict=True)):
+            if bucket.count == 0:
+                self.outcome.importance.append(None)
+                self.outcome.kept.append(flat.new_empty(len(bucket.grids), 0))
+                self.outcome.recovered.append(flat.new_empty(len(bucket.grids), 0, dtype=torch.bool))
+                continue
+            scores = self.method.score(self._evidence(number, device), bucket.count)
+            self.outcome.importance.append(scores if self.method.has_importance else None)
+            if bucket.protected is not None:
+                scores = scores.masked_fill(bucket.protected.to(device), float("inf"))
+            recovered = min(self.method.recovered(bucket.count, bucket.tokens), bucket.count - bucket.most_protected)
+            selection = select(scores, bucket.count, recovered)
+            self.outcome.kept.append(selection.indices)
+            self.outcome.recovered.append(selection.recovered)
+            kept.append(flat.gather(1, selection.indices))
+        self._source = self._target = self._attention = None
+        self.compaction = compact(plan, kept, device)
+
+    def _evidence(self, number: int, device: torch.device) -> Evidence:
+        plan = self.plan
+        bucket = plan.buckets[number]  # type: ignore[union-attr]
+        attention = None
+        if self._attention is not None:
+            samples = torch.tensor([grid.sample for grid in bucket.grids]).unsqueeze(1)
+            columns = torch.stack([grid.columns for grid in bucket.grids]) + self.past
+            attention = self._attention.to(device)[samples.to(device), columns.to(device)]
+        return Evidence(
+            rows_and_columns=bucket.grids[0].rows_and_columns,
+            coordinates=coordinates(bucket.grids[0].rows_and_columns).to(device, non_blocking=True),
+            images=tuple(grid.image for grid in bucket.grids),
+            source=None if self._source is None else self._source[number].to(device),
+            target=None if self._target is None else self._target[number].to(device),
+            attention=attention,
+        )
+
+    def _check_finite(self, hidden_states: torch.Tensor) -> None:
+        flags = [tokens.isfinite().all() for tokens in self._visual(hidden_states)]
+        finite = torch.stack(flags).all()
+        if not finite.is_cuda:
+            _raise_unless_finite(bool(finite), self.layer)
+            return
+        # The copy is read when the forward ends, by when it has long arrived: no layer waits for it.
+        copied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(finite.device))
+        self._finite.append((copied, event))
+
+    def finish_checks(self) -> None:
+        """Raise what a check on the device has found meanwhile.
+
+        Raises:
+            EvidenceError: when a visual token held NaN or infinity.
+        """
+        for copied, event in self._finite:
+            event.synchronize()
+            _raise_unless_finite(bool(copied), self.layer)
+
+    # ---- short layers ---------------------------------------------------------------------------------------
+
+    def shorten(self, arguments: dict[str, Any], layer: int) -> dict[str, Any]:
+        """The arguments of a layer at or beyond the pruning layer, changed to the shortened sequence.
+
+        Args:
+            arguments: the layer's arguments by name.
+            layer: the layer's index.
+
+        Returns:
+            The changed arguments alone.
+        """
+        changed: dict[str, Any] = {}
+        hidden = arguments["hidden_states"]
+        if self.compaction is not None:
+            for name, value in arguments.items():
+                if name in ("attention_mask", "past_key_values") or (name == "hidden_states" and layer > self.layer):
+                    continue
+                changed[name] = self._gathered(name, value)
+            hidden = changed.get("hidden_states", hidden)
+            # Gapped position ids look like several packed sequences to the flash kernels.
+            if "flash" in str(self.family.text_config._attn_implementation):
+                changed["position_ids"] = None
+        if self._short_mask is None and (
+            self.compaction is not None or arguments.get("attention_mask") is not None or self._ragged
+        ):
+            self._short_mask = (self._make_mask(hidden),)
+        if self._short_mask is not None:
+            mask = self._short_mask[0]
+            changed["attention_mask"] = mask.to(hidden.device) if isinstance(mask, torch.Tensor) else mask
+        return {name: value for name, value in changed.items() if value is not arguments.get(name)}
+
+    def _gathered(self, name: str, value: Any) -> Any:
+        if self.compaction is None:
+            return value
+        if name == "hidden_states":
+            return self.compaction.gather(value)
+        known = self._arguments.get(name)
+        if known is None or known[0] is not value:
+            known = (value, gather_arguments(value, self.compaction, self.batch))
+            self._arguments[name] = known
+        return known[1]
+
+    @property
+    def _ragged(self) -> bool:
+        return self.record is not None and self.record.ragged
+
+    def _make_mask(self, hidden_states: torch.Tensor) -> Any:
+        device = hidden_states.device
+        record = self.after()
+        queries = hidden_states.shape[1]
+        cached = 0 if self.cache is None else int(self.cache.get_seq_length(self.layer))
+        keys = cached + queries
+        four_dimensional = self.mask is not None and self.mask.ndim == 4
+        if four_dimensional and self.cache is not None:
+            keys = self.cache.get_mask_sizes(queries, self.layer)[0]
+        if record is None:
+            columns = torch.arange(keys, device=device).expand(self.batch, -1)
+            valid = torch.ones_like(columns, dtype=torch.bool)
+        else:
+            columns, valid = (t.to(device) for t in record.columns(keys))
+        padded = self.mask is not None and (self.past > 0 or self.plan is None)
+        needed = padded or self._ragged or (record is not None and record.ragged)
+        if self.plan is not None and self.plan.hides_columns:
+            needed = True
+        return short_mask(
+            None if self.mask is None else self.mask.to(device),
+            config=self.family.text_config,
+            hidden_states=hidden_states,
+            cache=self.cache,
+            layer=self.layer,
+            columns=columns,
+            valid=valid,
+            rows=None if self.compaction is None else self.compaction.to(device).index,
+            needed=needed,
+        )
+
+    def after(self) -> CacheRecord | None:
+        """The record that the cache should carry once this forward is over, or None."""
+        if self.compaction is None or self.plan is None:
+            return self.record
+        index, valid = self.compaction.index, self.compaction.valid
+        now = index + self.past
+        if valid is not None:
+            now = now.masked_fill(~valid, -1)
+        if self.past:
+            if self.record is None:
+                before = torch.arange(self.past, device=now.device).expand(self.batch, -1)
+            else:
+                columns, held = self.record.columns(self.past - self.record.dropped)
+                before = columns.masked_fill(~held, -1).to(now.device)
+            now = torch.cat([before, now], dim=1)
+        return CacheRecord(
+            layer=self.layer,
+            length=self.past + self.length,
+            slots=now,
+            ragged=self.plan.ragged or self._ragged,
+            tail=self.plan.tail,
+        )
+
+
+def _raise_unless_finite(finite: bool, layer: int) -> None:
+    if not finite:
+        raise EvidenceError(
+            f"the visual tokens entering decoder layer {layer} hold NaN or infinity, so no method can rank them. "
+            "Look for an overflow in a lower layer (float16 is prone to it; try bfloat16 or float32) or for NaN in "
+            "the pixel values."
+        )

@@ -1,0 +1,144 @@
+"""What one prefill will keep, as far as it is known before any layer runs: counts, shapes, protected positions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import LayoutError
+from ..layout import Grid, VisualLayout
+from ..methods import Method
+
+__all__ = ["Bucket", "PrefillPlan", "build_plan"]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """G grids of one shape and one budget, to be judged in one batched solve.
+
+    Attributes:
+        grids: the grids, in batch order.
+        count: how many tokens K of each stay.
+        flat: LongTensor (G, N): `sample * T + column` of every token.
+        protected: BoolTensor (G, N) of tokens that must stay, or None when there is none.
+    """
+
+    grids: tuple[Grid, ...]
+    count: int
+    flat: torch.Tensor
+    protected: torch.Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens N in each grid."""
+        return self.flat.shape[1]
+
+    @property
+    def most_protected(self) -> int:
+        """The largest number of protected tokens in one grid."""
+        return 0 if self.protected is None else int(self.protected.sum(1).max())
+
+
+@dataclass(frozen=True)
+class PrefillPlan:
+    """A prefill's layout, with every size that pruning it will need. All tensors are on the CPU.
+
+    Attributes:
+        layout: where the visual tokens are.
+        real: BoolTensor (B, T): columns that the attention mask does not hide.
+        fixed: BoolTensor (B, T): columns that stay whatever the method says.
+        buckets: the grids that lose tokens; empty when nothing is pruned.
+        row_lengths: number of columns that stay in each sample.
+    """
+
+    layout: VisualLayout
+    real: torch.Tensor
+    fixed: torch.Tensor
+    buckets: tuple[Bucket, ...]
+    row_lengths: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Padded length S of the compacted batch."""
+        return max(self.row_lengths)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows compact to different lengths."""
+        return min(self.row_lengths) != self.length
+
+    @property
+    def hides_columns(self) -> bool:
+        """Whether a column that stays is hidden by the attention mask (padding that a label scores)."""
+        return bool((self.fixed & ~self.real).any())
+
+    @property
+    def kept_tokens(self) -> int:
+        """Visual tokens that stay, over the batch."""
+        return self.layout.visual_tokens - sum(len(b.grids) * (b.tokens - b.count) for b in self.buckets)
+
+    @property
+    def tail(self) -> int:
+        """Number of last columns that stay in every row, so that they can later be cropped from any cache layer."""
+        return int(self.fixed.flip(1).long().cumprod(1).sum(1).min())
+
+
+def build_plan(
+    layout: VisualLayout, method: Method, *, real: torch.Tensor, labels: torch.Tensor | None = None
+) -> PrefillPlan:
+    """Decide every size of a prefill: K of each grid, and which columns no method may drop.
+
+    Args:
+        layout: the visual tokens of the batch.
+        method: gives K for each grid.
+        real: BoolTensor (B, T) on the CPU, false at padding.
+        labels: LongTensor (B, T) on the CPU or None; a position whose next label is not -100 stays.
+
+    Raises:
+        LayoutError: when the mask hides visual tokens, or more tokens must stay than the budget allows.
+        ValueError: when a count is larger than a grid.
+    """
+    scored = torch.zeros_like(real)
+    if labels is not None:
+        scored[:, :-1] = labels[:, 1:] != -100
+    positions = torch.arange(layout.length)
+    last = torch.where(real, positions, -1).amax(1, keepdim=True)
+    must_stay = scored | (positions == last)
+
+    fixed = real | scored
+    grouped: dict[tuple[tuple[int, int], int], list[Grid]] = defaultdict(list)
+    for grid in layout.grids:
+        if not bool(real[grid.sample, grid.columns].all()):
+            raise LayoutError(
+                f"the attention mask hides visual tokens of image {grid.image} in sample {grid.sample}. Pass the "
+                "attention mask that the processor returned for this prompt."
+            )
+        count = _count(grid, method, int(must_stay[grid.sample, grid.columns].sum()))
+        if count < grid.tokens:
+            grouped[grid.rows_and_columns, count].append(grid)
+            fixed[grid.sample, grid.columns] = False
+
+    row_lengths = fixed.sum(1)
+    buckets = []
+    for (_, count), grids in grouped.items():
+        flat = torch.stack([grid.sample * layout.length + grid.columns for grid in grids])
+        protected = must_stay.flatten()[flat]
+        buckets.append(Bucket(tuple(grids), count, flat, protected if bool(protected.any()) else None))
+        for grid in grids:
+            row_lengths[grid.sample] += count
+    return PrefillPlan(layout, real, fixed, tuple(buckets), tuple(row_lengths.tolist()))
+
+
+def _count(grid: Grid, method: Method, protected: int) -> int:
+    count = method.count(grid.tokens)
+    if count == 0:
+        return protected
+    if protected > count:
+        raise LayoutError(
+            f"{protected} visual tokens of image {grid.image} in sample {grid.sample} must stay (the last position, or "
+            f"positions whose next label is scored), more than the {count} that {method!r} keeps. Set the labels of "
+            "image tokens to -100, or keep more."
+        )
+    return count

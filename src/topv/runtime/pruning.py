@@ -1,0 +1,397 @@
+"""Attaching a method to a model, and detaching it without a trace."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import LayoutError, UnsupportedError
+from ..layout import VisualLayout
+from ..methods import TARGETS, Method
+from ..models import Family, family_of
+from .arguments import Signature
+from .forward import Forward, current_forward, set_forward
+from .masks import check_mask, real_columns
+from .plan import PrefillPlan, build_plan
+from .record import read_record, write_record
+from .report import Report
+from .results import Results
+
+__all__ = ["Pruning", "attach", "prune"]
+
+_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_attached_lock = threading.Lock()
+
+
+class Pruning:
+    """A method at work on a model, from `attach` until `detach`.
+
+    What it reports is about the latest prefill of the calling thread.
+    """
+
+    def __init__(self, family: Family, method: Method) -> None:
+        self.method = method
+        self.layer = method.pruning_layer(len(family.layers))
+        self._family = family
+        self._handles: list[Any] = []
+        self._results = threading.local()
+        self._signatures: dict[int, Signature] = {}
+        _refuse_compiled(family)
+        with _attached_lock:
+            if family.language_model in _attached:
+                raise UnsupportedError(
+                    f"this {type(family.model).__name__} already has a pruning attached. Detach it first: "
+                    "`pruning.detach()`, or leave its `with topv.prune(...)` block."
+                )
+            _attached.add(family.language_model)
+        self._register()
+
+    # ---- what users read ------------------------------------------------------------------------------------
+
+    @property
+    def results(self) -> Results:
+        """The latest prefill of the calling thread.
+
+        Raises:
+            RuntimeError: when this thread has run none since the method was attached.
+        """
+        results: Results | None = getattr(self._results, "latest", None)
+        if results is None:
+            raise RuntimeError(
+                "no prefill has run in this thread since the method was attached. Call the model or its `generate` "
+                "first, in the same thread."
+            )
+        return results
+
+    def report(self) -> Report:
+        """What the latest prefill kept, in tokens, KV bytes and FLOPs.
+
+        Raises:
+            RuntimeError: when this thread has run no prefill yet.
+        """
+        return self.results.report()
+
+    @property
+    def kept_positions(self) -> list[torch.Tensor]:
+        """For each sample a LongTensor on the CPU: the columns of kept visual tokens, ascending. Columns count from
+        the start of the sequence, those already in the KV cache included."""
+        return self.results.kept_positions()
+
+    @property
+    def recovered_positions(self) -> list[torch.Tensor]:
+        """For each sample a LongTensor on the CPU: the kept columns that were recovered rather than ranked."""
+        return self.results.recovered_positions()
+
+    @property
+    def importance(self) -> list[torch.Tensor | None]:
+        """For each sample float32 on the CPU, the importance of its visual tokens in prompt order; None when the
+        method has none or nothing of the sample was judged."""
+        return self.results.importance()
+
+    # ---- hooks ----------------------------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Remove every hook. Calling it again does nothing."""
+        while self._handles:
+            self._handles.pop().remove()
+        with _attached_lock:
+            _attached.discard(self._family.language_model)
+
+    def _register(self) -> None:
+        family = self._family
+        try:
+            for module in dict.fromkeys((family.model, family.multimodal)):
+                self._hook_before(module, self._open)
+                self._handles.append(module.register_forward_hook(self._close, always_call=True))
+            self._hook_before(family.language_model, self._enter_decoder)
+            self._handles.append(family.language_model.register_forward_hook(self._leave_decoder))
+            for index, layer in enumerate(family.layers):
+                self._hook_before(layer, self._layer_hook(index))
+            self._register_taps(family.layers[self.layer - 1])
+        except BaseException:
+            self.detach()
+            raise
+
+    def _register_taps(self, layer: nn.Module) -> None:
+        needs = self.method.needs
+        attention, mlp = self._family.attention(layer), self._family.mlp(layer)
+        unknown = needs - {"source", "attention_row", "attention_map", *TARGETS}
+        if unknown:
+            raise ValueError(
+                f"{type(self.method).__name__} asks for unknown evidence {sorted(unknown)}. Known: source, "
+                f"attention_row, attention_map, {', '.join(TARGETS)}."
+            )
+        for name, module in (("pre_norm", attention), ("post_norm", mlp)):
+            if name in needs:
+                self._hook_before(module, self._tap_input)
+        for name, module in (("attention", attention), ("mlp", mlp)):
+            if name in needs:
+                self._handles.append(module.register_forward_hook(self._tap_output))
+        if needs & {"attention_row", "attention_map"}:
+            self._hook_before(attention, self._tap_keys)
+            self._handles.append(attention.register_forward_hook(self._tap_attention, with_kwargs=True))
+
+    def _hook_before(self, module: nn.Module, hook: Any) -> None:
+        self._signatures[id(module)] = Signature(module)
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _bind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return self._signatures[id(module)].bind(args, kwargs)
+
+    def _mine(self) -> Forward | None:
+        forward = current_forward()
+        return forward if forward is not None and forward.owner is self else None
+
+    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        running = self._mine()
+        if running is not None and running.opened_by is not module:
+            return
+        set_forward(None)
+        inputs = self._bind(module, args, kwargs)
+        if inputs.get("output_attentions") or getattr(self._family.text_config, "output_attentions", False):
+            raise UnsupportedError(
+                "output_attentions=True cannot be honoured while a pruning is attached: the layers beyond the pruning "
+                "layer attend over fewer tokens, so their maps have no common shape. Detach to read attention maps."
+            )
+        set_forward(self._begin(module, inputs))
+
+    def _begin(self, module: nn.Module, inputs: dict[str, Any]) -> Forward:
+        input_ids = inputs.get("input_ids")
+        if input_ids is None:
+            raise UnsupportedError(
+                f"{type(module).__name__} was called without input_ids, so topv cannot see which positions hold visual "
+                "tokens. Pass input_ids instead of inputs_embeds, or detach."
+            )
+        batch, length = input_ids.shape
+        cache = inputs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        mask = inputs.get("attention_mask")
+        check_mask(mask)
+        plan = None
+        if length > 1 or past == 0:
+            plan = self._plan(input_ids, inputs, mask=mask, past=past)
+        return Forward(
+            owner=self,
+            opened_by=module,
+            family=self._family,
+            method=self.method,
+            layer=self.layer,
+            batch=batch,
+            length=length,
+            past=past,
+            plan=plan,
+            is_prefill=plan is not None and (past == 0 or plan.layout.visual_tokens > 0),
+        )
+
+    def _plan(self, input_ids: torch.Tensor, inputs: dict[str, Any], *, mask: Any, past: int) -> PrefillPlan:
+        batch, length = input_ids.shape
+        placeholders = self._family.placeholders(input_ids).cpu()
+        has_images = self._family.has_images(inputs)
+        if has_images:
+            layout = self._family.layout(placeholders, inputs)
+        elif bool(placeholders.any()):
+            raise LayoutError(
+                f"the prompt holds {int(placeholders.sum())} image placeholder tokens, but no images came with it. "
+                "Pass the pixel_values that the processor returned."
+            )
+        else:
+            layout = VisualLayout(batch, length, ())
+        labels = inputs.get("labels")
+        return build_plan(
+            layout,
+            self.method,
+            real=real_columns(mask, batch=batch, past=past, length=length),
+            labels=None if labels is None else labels.cpu(),
+        )
+
+    def _close(self, module: nn.Module, args: Any, output: Any) -> None:
+        forward = self._mine()
+        if forward is not None and forward.opened_by is module:
+            set_forward(None)
+
+    def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = self._mine()
+        if forward is None:
+            raise UnsupportedError(
+                f"{type(module).__name__} was called by itself, so topv cannot see which positions hold visual tokens. "
+                f"Call {type(self._family.model).__name__}, or detach."
+            )
+        if module.training and getattr(module, "gradient_checkpointing", False):
+            raise UnsupportedError(
+                "gradient checkpointing recomputes layers outside of the forward that pruned them. Call "
+                "`model.gradient_checkpointing_disable()` or `model.eval()`, or detach."
+            )
+        inputs = self._bind(module, args, kwargs)
+        mask = inputs.get("attention_mask")
+        check_mask(mask)
+        forward.mask = mask
+        forward.cache = inputs.get("past_key_values")
+        if forward.cache is not None:
+            forward.record = read_record(forward.cache, length=forward.past, batch=forward.batch)
+        record = forward.record
+        if record is not None and record.layer != self.layer:
+            if forward.prunes:
+                raise UnsupportedError(
+                    f"the cache was pruned from layer {record.layer} on, and this pruning starts at layer {self.layer}. "
+                    f"Attach the method with layer={record.layer} to continue it with a new image."
+                )
+            forward.layer = record.layer
+
+    def _layer_hook(self, index: int) -> Any:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            forward = self._mine()
+            if forward is None:
+                return None
+            return self._before_layer(forward, index, module, args, kwargs)
+
+        return before
+
+    def _before_layer(
+        self, forward: Forward, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        short = index >= forward.layer and (forward.prunes or forward.record is not None)
+        if not (short or forward.is_prefill):
+            return None
+        signature = self._signatures[id(module)]
+        arguments = signature.bind(args, kwargs)
+        if index == 0:
+            forward.cache = arguments.get("past_key_values")
+        if index == forward.layer - 1 and forward.wants("source"):
+            forward.read_source(arguments["hidden_states"])
+        if index == forward.layer and forward.prunes:
+            forward.choose(arguments["hidden_states"])
+        changed = forward.shorten(arguments, index) if short else {}
+        if forward.is_prefill:
+            entries = changed.get("hidden_states", arguments["hidden_states"]).shape[1]
+            cache = arguments.get("past_key_values")
+            forward.outcome.lengths.append(entries + (0 if cache is None else int(cache.get_seq_length(index))))
+            forward.outcome.element_size = arguments["hidden_states"].element_size()
+        return signature.rebuild(args, kwargs, changed) if changed else None
+
+    def _tap_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = self._mine()
+        if forward is not None and forward.prunes:
+            forward.read_target(args[0] if args else kwargs["hidden_states"])
+
+    def _tap_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        forward = self._mine()
+        if forward is not None and forward.prunes:
+            forward.read_target(output[0] if isinstance(output, tuple) else output)
+
+    def _tap_keys(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward = self._mine()
+        if forward is None or not forward.prunes:
+            return None
+        signature = self._signatures[id(module)]
+        tap = forward.tap_keys(signature.bind(args, kwargs).get("past_key_values"))
+        return signature.rebuild(args, kwargs, {"past_key_values": tap})
+
+    def _tap_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        forward = self._mine()
+        if forward is not None and forward.prunes:
+            forward.read_attention(module, self._bind(module, args, kwargs))
+
+    def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        forward = self._mine()
+        if forward is None:
+            return None
+        if forward.is_prefill and forward.plan is not None:
+            self._results.latest = Results(
+                self._family, self.method, self.layer, forward.past, forward.plan, forward.outcome
+            )
+        if forward.compaction is None or forward.plan is None:
+            return None
+        forward.finish_checks()
+        record = forward.after()
+        if forward.cache is not None and record is not None:
+            write_record(forward.cache, record)
+        return _scatter_output(output, forward)
+
+
+def _scatter_output(output: Any, forward: Forward) -> Any:
+    """The decoder's output with every shortened state put back at its prompt positions."""
+    compaction, plan = forward.compaction, forward.plan
+    if compaction is None or plan is None:
+        return output
+
+    def full(state: Any) -> Any:
+        return compaction.scatter(state, plan.real) if isinstance(state, torch.Tensor) else state
+
+    def all_states(states: tuple[Any, ...], last: Any, last_full: Any) -> tuple[Any, ...]:
+        # Entry i is the output of layer i - 1, the layers from forward.layer on ran short, and transformers puts the
+        # last hidden state at the end once more.
+        return tuple(
+            last_full if state is last else full(state) if index > forward.layer else state
+            for index, state in enumerate(states)
+        )
+
+    if isinstance(output, tuple):
+        last = full(output[0])
+        return (
+            last,
+            *(all_states(item, output[0], last) if _is_states(item) else item for item in output[1:]),
+        )
+    last = full(output.last_hidden_state)
+    if output.hidden_states is not None:
+        output.hidden_states = all_states(output.hidden_states, output.last_hidden_state, last)
+    output.last_hidden_state = last
+    return output
+
+
+def _is_states(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) > 0 and all(x is None or isinstance(x, torch.Tensor) for x in item)
+
+
+def _refuse_compiled(family: Family) -> None:
+    """Hooks do not reach a module that was compiled before they were added.
+
+    Raises:
+        UnsupportedError: when any part of the model is compiled.
+    """
+    for name, module in family.model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedError(
+                f"{name or type(module).__name__} is compiled, and hooks added now would be ignored without a word. "
+                "Attach topv to the model before it is compiled."
+            )
+
+
+def attach(model: nn.Module, method: Method) -> Pruning:
+    """Prune `model`'s visual tokens with `method` until `detach` is called on the result.
+
+    Args:
+        model: a vision-language model of transformers, unchanged and on any device.
+        method: how to choose the tokens that stay, for example `topv.TopV(keep=0.5)`.
+
+    Returns:
+        The handle to report on and detach.
+
+    Raises:
+        UnsupportedError: when the model cannot be pruned, or already is.
+        ValueError: when the method does not fit the model, such as a layer beyond its depth.
+        TypeError: when `method` is not a method.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method={method!r} is not a pruning method. Pass an instance, such as topv.TopV(keep=0.5).")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected a vision-language model of transformers.")
+    return Pruning(family_of(model), method)
+
+
+@contextmanager
+def prune(model: nn.Module, method: Method) -> Iterator[Pruning]:
+    """Prune `model`'s visual tokens with `method` inside a `with` block.
+
+    The arguments and errors are those of `attach`; the model is as before once the block is left.
+    """
+    pruning = attach(model, method)
+    try:
+        yield pruning
+    finally:
+        pruning.detach()

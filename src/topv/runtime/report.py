@@ -1,0 +1,72 @@
+"""What one prefill really kept, in tokens, KV bytes and FLOPs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a prefill, taken from the shapes that ran.
+
+    Attributes:
+        method: the method, with its settings.
+        layer: number of decoder layers that saw every token.
+        depth: number of decoder layers.
+        batch: number of samples.
+        prompt_tokens: prompt tokens over the batch, padding not counted.
+        visual_tokens: visual tokens over the batch.
+        kept_tokens: visual tokens that stayed.
+        kv_bytes: bytes of keys and values after the prefill: over layers, the sum of
+            2 * batch * padded length * KV heads * head dimension * bytes per number.
+        kv_bytes_unpruned: the same for the unpruned prefill.
+        visual_flops_reduction: share of the decoder's FLOPs on visual tokens that was not spent, in [0, 1].
+    """
+
+    method: str
+    layer: int
+    depth: int
+    batch: int
+    prompt_tokens: int
+    visual_tokens: int
+    kept_tokens: int
+    kv_bytes: int
+    kv_bytes_unpruned: int
+    visual_flops_reduction: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain numbers and strings."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        saved = 1 - self.kv_bytes / self.kv_bytes_unpruned if self.kv_bytes_unpruned else 0.0
+        rows = [
+            ("method", self.method),
+            ("pruned from layer", f"{self.layer} of {self.depth}"),
+            (
+                "prompt tokens",
+                f"{self.prompt_tokens:,}" + (f" in {self.batch} samples" if self.batch > 1 else ""),
+            ),
+            ("visual tokens", f"{self.visual_tokens:,} -> {self.kept_tokens:,}"),
+            ("KV cache", f"{_bytes(self.kv_bytes_unpruned)} -> {_bytes(self.kv_bytes)} ({saved:.1%} less)"),
+            ("visual FLOPs", f"{self.visual_flops_reduction:.1%} less"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _bytes(count: int) -> str:
+    """`count` bytes with a binary unit.
+
+    >>> _bytes(1536)
+    '1.5 KiB'
+    """
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"

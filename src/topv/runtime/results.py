@@ -1,0 +1,131 @@
+"""Reading a finished prefill: its report, and per sample what was kept and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..layout import Grid
+from ..methods import Method
+from ..models import Family
+from .forward import Outcome
+from .plan import PrefillPlan
+from .report import Report
+
+__all__ = ["Results"]
+
+
+class Results:
+    """The outcome of one prefill. Reading it copies from the device; running the model never waits for it.
+
+    Args:
+        family: the model's parts.
+        method: the method that pruned.
+        layer: number of decoder layers that saw every token.
+        past: columns that were in the KV cache before.
+        plan: what was to be pruned.
+        outcome: what was.
+    """
+
+    def __init__(
+        self, family: Family, method: Method, layer: int, past: int, plan: PrefillPlan, outcome: Outcome
+    ) -> None:
+        self._family = family
+        self._method = method
+        self._layer = layer
+        self._past = past
+        self.plan = plan
+        self._outcome = outcome
+
+    def report(self) -> Report:
+        """The counts, bytes and FLOPs of the prefill."""
+        plan, outcome, family = self.plan, self._outcome, self._family
+        visual = plan.layout.visual_tokens
+        kept = visual - sum(
+            bucket.flat.numel() - indices.numel() for bucket, indices in zip(plan.buckets, outcome.kept, strict=True)
+        )
+        entry = 2 * plan.layout.batch * family.kv_heads * family.head_dim * outcome.element_size
+        whole = self._past + plan.layout.length
+        return Report(
+            method=repr(self._method),
+            layer=self._layer,
+            depth=len(family.layers),
+            batch=plan.layout.batch,
+            prompt_tokens=int(plan.real.sum()),
+            visual_tokens=visual,
+            kept_tokens=kept,
+            kv_bytes=entry * sum(outcome.lengths),
+            kv_bytes_unpruned=entry * whole * len(outcome.lengths),
+            visual_flops_reduction=self._flops_reduction(),
+        )
+
+    def _flops_reduction(self) -> float:
+        plan = self.plan
+        whole, short = [0] * plan.layout.batch, [0] * plan.layout.batch
+        for grid in plan.layout.grids:
+            whole[grid.sample] += grid.tokens
+            short[grid.sample] += grid.tokens
+        for bucket, indices in zip(plan.buckets, self._outcome.kept, strict=True):
+            for grid in bucket.grids:
+                short[grid.sample] -= bucket.tokens - indices.shape[1]
+        spent = unpruned = 0
+        for layer in range(len(self._family.layers)):
+            for before, after in zip(whole, short, strict=True):
+                full = self._family.visual_flops(layer, before)
+                unpruned += full
+                spent += full if layer < self._layer else self._family.visual_flops(layer, after)
+        return 1 - spent / unpruned if unpruned else 0.0
+
+    def kept_positions(self) -> list[torch.Tensor]:
+        """For each sample, the columns of its kept visual tokens, ascending: LongTensor on the CPU."""
+        columns = self._columns_left_alone()
+        for bucket, indices in zip(self.plan.buckets, self._outcome.kept, strict=True):
+            for grid, kept in zip(bucket.grids, indices.cpu(), strict=True):
+                columns[grid.sample].append(grid.columns[kept] + self._past)
+        return [_ascending(parts) for parts in columns]
+
+    def recovered_positions(self) -> list[torch.Tensor]:
+        """For each sample, the kept columns that were recovered, ascending: LongTensor on the CPU."""
+        columns: list[list[torch.Tensor]] = [[] for _ in range(self.plan.layout.batch)]
+        for grid, number, index in self._judged():
+            kept = self._outcome.kept[number][index].cpu()
+            recovered = self._outcome.recovered[number][index].cpu()
+            columns[grid.sample].append(grid.columns[kept[recovered]] + self._past)
+        return [_ascending(parts) for parts in columns]
+
+    def importance(self) -> list[torch.Tensor | None]:
+        """For each sample, float32 importance of its visual tokens in prompt order, or None. Tokens of a grid that
+        lost nothing, in a sample where another did, are not judged and hold NaN."""
+        scored: dict[int, dict[int, torch.Tensor]] = {}
+        for grid, number, index in self._judged():
+            scores = self._outcome.importance[number]
+            if scores is not None:
+                scored.setdefault(grid.sample, {})[grid.image] = scores[index].float().cpu()
+        result: list[torch.Tensor | None] = []
+        for sample in range(self.plan.layout.batch):
+            if sample not in scored:
+                result.append(None)
+                continue
+            grids = [grid for grid in self.plan.layout.grids if grid.sample == sample]
+            unknown = float("nan")
+            parts = [scored[sample].get(grid.image, torch.full((grid.tokens,), unknown)) for grid in grids]
+            result.append(torch.cat(parts))
+        return result
+
+    def _judged(self) -> Iterator[tuple[Grid, int, int]]:
+        for number, bucket in enumerate(self.plan.buckets):
+            for index, grid in enumerate(bucket.grids):
+                yield grid, number, index
+
+    def _columns_left_alone(self) -> list[list[torch.Tensor]]:
+        judged = {(grid.sample, grid.image) for bucket in self.plan.buckets for grid in bucket.grids}
+        columns: list[list[torch.Tensor]] = [[] for _ in range(self.plan.layout.batch)]
+        for grid in self.plan.layout.grids:
+            if (grid.sample, grid.image) not in judged:
+                columns[grid.sample].append(grid.columns + self._past)
+        return columns
+
+
+def _ascending(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts).sort().values if parts else torch.empty(0, dtype=torch.long)

@@ -1,0 +1,54 @@
+"""The meaning of pruning, computed without it: the whole model, with pruned tokens hidden as keys in later layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """The position ids that generation gives a padded batch."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def pruned_columns(inputs: dict[str, torch.Tensor], kept: list[torch.Tensor], image_token: int) -> torch.Tensor:
+    """Which columns hold a visual token that was not kept: BoolTensor (B, T)."""
+    pruned = inputs["input_ids"] == image_token
+    for sample, columns in enumerate(kept):
+        pruned[sample, columns] = False
+    return pruned
+
+
+def masked_forward(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.Tensor, layer: int, **kwargs: Any) -> Any:
+    """Run the unpruned model with the columns `hidden` (B, T) invisible as keys in layers from `layer` on."""
+    mask = inputs["attention_mask"].bool()
+    length = mask.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    dtype = model.dtype
+
+    def additive(keys: torch.Tensor) -> torch.Tensor:
+        seen = causal[None] & keys[:, None, :]
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+    early, late = additive(mask), additive(mask & ~hidden)
+
+    def swap(module: Any, args: Any, call: dict[str, Any]) -> Any:
+        return args, {**call, "attention_mask": late}
+
+    handles = [
+        block.register_forward_pre_hook(swap, with_kwargs=True) for block in model.model.language_model.layers[layer:]
+    ]
+    try:
+        call = {**inputs, "attention_mask": early}
+        call.setdefault("position_ids", positions(mask))
+        with torch.no_grad():
+            return model(**call, use_cache=False, output_hidden_states=True, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """max |a - b| / max |b|."""
+    return float((a - b).abs().max() / b.abs().max())
