@@ -137,9 +137,12 @@ def _start_worker() -> None:
 
 
 def stream_batches(
-    tokenizer_file: str, start: int, count: int, geometry: Geometry, room: int, workers: int
+    tokenizer_file: str, start: int, count: int, stride: int, geometry: Geometry, room: int, workers: int
 ) -> Iterator[Batch]:
-    """Training batches from scene ``start`` on, without end, drawn ahead by worker processes."""
+    """Training batches of ``count`` scenes, without end, drawn ahead by worker processes.
+
+    They start at scene ``start`` and ``stride`` scenes apart.
+    """
     pending: deque[Future[Batch]] = deque()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
         try:
@@ -147,7 +150,7 @@ def stream_batches(
                 while len(pending) < 4 * workers:
                     job = pool.submit(draw_batch, tokenizer_file, "train", start, count, geometry, room)
                     pending.append(job)
-                    start += count
+                    start += stride
                 yield pending.popleft().result()
         finally:
             for job in pending:

@@ -21,11 +21,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of the training")
     parser.add_argument("--minutes", type=float, default=60.0, help="length of the whole training")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
+    parser.add_argument("--processes", type=int, default=1, help="processes that train together, a thread each")
     parser.add_argument("--validate-minutes", type=float, default=4.0, help="time between validations")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the best weights so far there and stop")
     parser.add_argument("--plot", action="store_true", help="draw the curves to OUT/curves.png and stop")
     return parser
+
+
+def _train(preset: str, out: Path, minutes: float, seed: int, validate_minutes: float) -> None:
+    from topv.mini.presets import get_preset
+    from topv.mini.training import Trainer
+
+    Trainer(get_preset(preset), out, minutes, seed).run(validate_seconds=60 * validate_minutes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,14 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         plot(options.out / "log.csv", options.out / "curves.png")
         return
-    import torch
+    from topv.mini.crew import launch
 
-    from topv.mini.training import Trainer
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    trainer = Trainer(preset, options.out, options.minutes, options.seed)
-    trainer.run(validate_seconds=60 * options.validate_minutes)
+    launch(_train, options.processes, (preset.name, options.out, options.minutes, options.seed, options.validate_minutes))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from topv.mini.batches import Batch, draw_batch, stream_batches
 from topv.mini.build import USER, build_model, build_processor
+from topv.mini import crew
 from topv.mini.checkpoints import load_checkpoint, save_checkpoint
 from topv.mini.objective import DenseHeads, answer_logits, answer_loss, dense_loss, see, to_tensors
 from topv.mini.presets import Preset
@@ -56,6 +57,7 @@ class Trainer:
         self.device, self.dtype = preset.device, autocast_dtype(preset.device)
         self.model = build_model(preset, tokenizer).to(self.device).train()
         self.heads = DenseHeads(preset.vision_width, tokenizer).to(self.device)
+        self.clock = 0.0
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.optimizer = self._optimizer()
         self.state: dict[str, Any] = {
@@ -79,7 +81,8 @@ class Trainer:
 
             return AutoProcessor.from_pretrained(folder)
         processor = build_processor(self.preset)
-        processor.save_pretrained(folder)
+        if crew.rank() == 0:
+            processor.save_pretrained(folder)
         return processor
 
     def _optimizer(self) -> torch.optim.AdamW:
@@ -135,14 +138,16 @@ class Trainer:
             answers = answer_loss(logits, held["targets"], held["weights"])
             loss = loss + answers
             measured["answer_loss"] = answers.item()
-        if not math.isfinite(float(loss)):
+        if not math.isfinite(measured["dense_loss"] + measured.get("answer_loss", 0.0)):
             raise FloatingPointError(
-                f"The loss is {float(loss)} at step {self.state['step']}; restart from the last checkpoint with a"
+                f"The loss is {loss.item()} at step {self.state['step']}; restart from the last checkpoint with a"
                 " lower learning rate in the preset."
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
+        everything = [*self.model.parameters(), *self.heads.parameters()]
+        self.clock = crew.average_gradients(everything, self.clock)
+        torch.nn.utils.clip_grad_norm_(everything, 1.0)
         self.optimizer.step()
         decay = min(self.preset.average, (1 + self.state["step"]) / (10 + self.state["step"]))
         current = [p.detach() for p in self.model.parameters()]
@@ -174,18 +179,20 @@ class Trainer:
         preset, tokenizer_file = self.preset, str(self.out / "processor" / "tokenizer.json")
         held_out = [
             draw_batch(tokenizer_file, "validation", first, 16, preset.geometry, 320)
-            for first in range(0, _VALIDATION_SCENES, 16)
+            for first in range(0, _VALIDATION_SCENES if crew.rank() == 0 else 0, 16)
         ]
         while self.progress < 1:
             joint = self.joint
-            size = preset.joint_batch if joint else preset.tower_batch
+            size = (preset.joint_batch if joint else preset.tower_batch) // crew.world()
             source = stream_batches(
-                tokenizer_file, self.state["scene"], size, preset.geometry,
-                preset.answer_tokens if joint else 0, preset.workers,
+                tokenizer_file, self.state["scene"] + crew.rank() * size, size, size * crew.world(), preset.geometry,
+                preset.answer_tokens if joint else 0, max(1, preset.workers // crew.world()),
             )  # fmt: skip
-            self._run_stage(source, joint, size, held_out, log_seconds, validate_seconds)
+            self._run_stage(source, joint, size * crew.world(), held_out, log_seconds, validate_seconds)
             source.close()
-        self._finish(held_out)
+        if crew.rank() == 0:
+            self._log(self._validate(held_out), 0.0)
+            self.save()
 
     def _run_stage(
         self, source: Any, joint: bool, size: int, held_out: list[Batch], log_seconds: float, validate_seconds: float
@@ -195,30 +202,28 @@ class Trainer:
         before = state["seconds"]
         for batch in source:
             factor = self._set_rates()
+            self.clock = before + time.monotonic() - started
             recent.append(self._step(batch))
             state["step"] += 1
             state["joint_step"] += joint
             state["scene"] += size
-            now = time.monotonic()
-            state["seconds"] = before + now - started
+            state["seconds"] = self.clock
             over = self.progress >= 1 or self.joint != joint
-            due = joint and now - validated > validate_seconds
-            if now - logged > log_seconds or due or over:
-                row = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
-                recent.clear()
-                logged = now
-                if due:
-                    row |= self._validate(held_out)
+            now = time.monotonic()
+            if crew.rank() == 0:
+                due = joint and now - validated > validate_seconds
+                if now - logged > log_seconds or due or over:
+                    row = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
+                    recent.clear()
+                    logged = now
+                    if due:
+                        row |= self._validate(held_out)
+                    self._log(row, factor)
+                if due or over:
                     self.save()
                     validated = time.monotonic()
-                self._log(row, factor)
             if over:
-                self.save()
                 return
-
-    def _finish(self, held_out: list[Batch]) -> None:
-        self._log(self._validate(held_out), 0.0)
-        self.save()
 
     def _log(self, row: dict[str, float], factor: float) -> None:
         path = self.out / "log.csv"
