@@ -139,5 +139,5 @@ def test_kept_out_of_range(kept: object, n: int) -> None:
 
 
 def test_recovery_of_another_type() -> None:
-    with pytest.raises(TypeError, match="recovery='0.5'"):
+    with pytest.raises(TypeError, match=r"recovery='0\.5'"):
         recovered_count(5, 10, "0.5")  # type: ignore[arg-type]

@@ -144,7 +144,9 @@ def test_low_precision_tokens_are_compared_in_float32(dtype: torch.dtype) -> Non
     torch.testing.assert_close(distance.double(), exact_distance(source, target), rtol=1e-6, atol=1e-7)
 
 
-def test_autocast_does_not_lower_the_precision() -> None:
+@pytest.mark.parametrize("double", [True, False])
+def test_autocast_does_not_lower_the_precision(double: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_module, "_multiplies_in_double", lambda device: double)
     source, target = tokens(2, 33, 40)
     plain = cost_matrix(source, target, cells(3, 11), **WEIGHTS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
