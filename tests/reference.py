@@ -52,3 +52,24 @@ def masked_forward(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.Te
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     """max |a - b| / max |b|."""
     return float((a - b).abs().max() / b.abs().max())
+
+
+def generated_reference(
+    model: Any, inputs: dict[str, torch.Tensor], sequences: torch.Tensor, **kept: Any
+) -> torch.Tensor:
+    """Logits (B, steps, V) that the masked model gives each generated token, in one forward over the whole sequence.
+
+    Args:
+        model: the model, with nothing attached.
+        inputs: the prompt.
+        sequences: LongTensor (B, T + steps), prompt and generated tokens.
+        kept: `positions`, each sample's kept columns, and `layer`, the first layer that hides the others.
+    """
+    length = inputs["input_ids"].shape[1]
+    steps = sequences.shape[1] - length
+    ones = torch.ones(len(sequences), steps, dtype=torch.long)
+    mask = torch.cat([inputs["attention_mask"], ones], dim=1)
+    hidden = torch.zeros_like(mask, dtype=torch.bool)
+    hidden[:, :length] = pruned_columns(inputs, kept["positions"], model.config.image_token_id)
+    whole = {**inputs, "input_ids": sequences, "attention_mask": mask}
+    return masked_forward(model, whole, hidden, kept["layer"]).logits[:, length - 1 : -1]

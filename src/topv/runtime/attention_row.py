@@ -55,6 +55,8 @@ def _eager_twin(attention: nn.Module) -> nn.Module:
     config._attn_implementation = "eager"
     twin = copy.copy(attention)
     object.__setattr__(twin, "config", config)
+    # accelerate puts a `forward` on the instance that would run the original module.
+    twin.__dict__.pop("forward", None)
     for name in ("_forward_hooks", "_forward_pre_hooks"):
         object.__setattr__(twin, name, OrderedDict())
     return twin

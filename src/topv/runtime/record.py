@@ -92,13 +92,17 @@ def read_record(cache: Any, *, length: int, batch: int) -> CacheRecord | None:
         CacheError: when the cache no longer agrees with the record.
     """
     record: CacheRecord | None = getattr(cache, _ATTRIBUTE, None)
-    if record is None or length == 0:
+    if record is None:
+        return None
+    short = int(cache.get_seq_length(record.layer))
+    if length == 0 or (short == length and record.dropped):
+        # The cache was reset since, and perhaps filled again without pruning.
+        delattr(cache, _ATTRIBUTE)
         return None
     record = record.crop(length).expand(batch)
-    short = cache.get_seq_length(record.layer)
-    if int(short) != length - record.dropped:
+    if short != length - record.dropped:
         raise CacheError(
-            f"layer {record.layer} of the cache holds {int(short)} entries where {length - record.dropped} were "
+            f"layer {record.layer} of the cache holds {short} entries where {length - record.dropped} were "
             f"expected ({length} columns less {record.dropped} pruned). It was changed outside of topv."
         )
     return record
