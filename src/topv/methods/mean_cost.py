@@ -23,16 +23,16 @@ class MeanCost(CostMethod):
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         if evidence.source is None or evidence.target is None:
             raise ValueError("MeanCost needs evidence.source and evidence.target (G, N, D), and got None.")
-        return transport.mean_cost(
-            transport.cost_matrix(
-                evidence.source,
-                evidence.target,
-                evidence.coordinates,
-                alpha=self.alpha,
-                beta=self.beta,
-                gamma=self.gamma,
-                sigma=self.sigma,
-                normalize=self.normalize,
-                scale=self.scale,
-            )
+        cost = transport.cost_matrix(
+            evidence.source,
+            evidence.target,
+            evidence.coordinates,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=0.0,
+            sigma=self.sigma,
+            normalize=self.normalize,
+            scale=self.scale,
         )
+        # As in TopV, the distance from the centre counts against a token, so it stays out of the row's mean.
+        return transport.subtract_central(transport.mean_cost(cost), evidence.coordinates, gamma=self.gamma)

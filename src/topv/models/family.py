@@ -105,3 +105,11 @@ class Family:
             LayoutError: when they do not fit.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define layout().")
+
+    def fixed_grid(self) -> tuple[int, int]:
+        """The (h, w) grid that every image fills, for models that scale all images to one size.
+
+        Raises:
+            UnsupportedError: when grids differ from image to image.
+        """
+        raise UnsupportedError(f"{type(self.model).__name__} has no one grid size: it depends on the image.")

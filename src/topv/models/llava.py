@@ -26,6 +26,9 @@ class Llava(Family):
         shape, skip = self._fixed_grid(inputs)
         return VisualLayout.from_images(placeholders, [shape] * self._images(inputs), skip=skip)
 
+    def fixed_grid(self) -> tuple[int, int]:
+        return self._fixed_grid({})[0]
+
     def _images(self, inputs: Mapping[str, Any]) -> int:
         pixels = inputs.get("pixel_values")
         if pixels is not None:

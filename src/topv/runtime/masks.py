@@ -101,7 +101,7 @@ def short_mask(
 def _gather_mask(
     mask: torch.Tensor, columns: torch.Tensor, valid: torch.Tensor, rows: torch.Tensor | None
 ) -> torch.Tensor:
-    batch, keys = columns.shape
+    batch = columns.shape[0]
     hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     mask = mask.expand(batch, -1, -1, -1)
     if rows is not None:

@@ -238,8 +238,8 @@ class Pruning:
         if record is not None and record.layer != self.layer:
             if forward.prunes:
                 raise UnsupportedError(
-                    f"the cache was pruned from layer {record.layer} on, and this pruning starts at layer {self.layer}. "
-                    f"Attach the method with layer={record.layer} to continue it with a new image."
+                    f"the cache was pruned from layer {record.layer} on, and this pruning starts at layer "
+                    f"{self.layer}. Attach the method with layer={record.layer} to continue it with a new image."
                 )
             forward.layer = record.layer
 

@@ -1,0 +1,74 @@
+"""Methods at equal savings: each method's setting that removes a wanted share of visual FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from ..measure.flops_target import keep_for_reduction, layer_for_reduction
+from ..methods import VTW, Method, TopV
+from ..models import family_of
+from ..transport import Reading
+
+__all__ = ["Configuration", "at_equal_reductions", "readings"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A method, set to remove a share of visual FLOPs.
+
+    Attributes:
+        label: the method's name in tables.
+        target: the wanted share, or None for the unpruned model.
+        method: the method with its setting, or None for the unpruned model.
+    """
+
+    label: str
+    target: float | None
+    method: Method | None
+
+    @property
+    def key(self) -> str:
+        """A name that tells configurations apart."""
+        return self.label if self.target is None else f"{self.label}@{self.target:g}"
+
+
+def at_equal_reductions(
+    model: Any, methods: Sequence[tuple[str, Method]], reductions: Sequence[float], *, visual_tokens: int
+) -> list[Configuration]:
+    """The unpruned model, and every method at every reduction of visual FLOPs.
+
+    Args:
+        model: the vision-language model.
+        methods: labels and methods; their own `keep` (for VTW, `layer`) is replaced.
+        reductions: shares in (0, 1).
+        visual_tokens: tokens in a grid.
+
+    Raises:
+        InputError: when a reduction cannot be reached.
+    """
+    depth = len(family_of(model).layers)
+    configurations = [Configuration("unpruned", None, None)]
+    for reduction in reductions:
+        for label, method in methods:
+            if isinstance(method, VTW):
+                layer, _ = layer_for_reduction(model, visual_tokens, reduction)
+                set_to: Method = replace(method, layer=layer)
+            else:
+                keep, _ = keep_for_reduction(model, visual_tokens, reduction, method.pruning_layer(depth))
+                set_to = replace(method, keep=keep)
+            configurations.append(Configuration(label, reduction, set_to))
+    return configurations
+
+
+def readings(methods: Sequence[tuple[str, Method]]) -> list[tuple[str, Method]]:
+    """`methods`, with TopV's other readings of importance beside each TopV."""
+    expanded: list[tuple[str, Method]] = []
+    for label, method in methods:
+        expanded.append((label, method))
+        if isinstance(method, TopV):
+            for reading in get_args(Reading):
+                if reading != method.importance:
+                    expanded.append((f"{label} ({reading})", replace(method, importance=reading)))
+    return expanded

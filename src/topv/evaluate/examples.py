@@ -1,0 +1,73 @@
+"""The questions that methods are compared on: the bundled tasks, drawn from a split of the bundled scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import InputError, unknown_name
+from ..mini.geometry import SHIPPED, Geometry
+from ..mini.scenes import TASKS, draw_scene
+
+__all__ = ["TASKS", "Example", "bundled_examples", "foreground_patches"]
+
+_PER_SCENE = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one image.
+
+    Attributes:
+        task: the task it belongs to.
+        scene: seed of the scene; questions that share it are not independent.
+        image: RGB picture.
+        prompt: the question.
+        answer: the expected answer.
+        target_size: size of the thing asked about: "small", "medium", "large" or None.
+    """
+
+    task: str
+    scene: int
+    image: Image.Image
+    prompt: str
+    answer: str
+    target_size: str | None
+
+
+def bundled_examples(
+    split: str, count: int, tasks: Sequence[str] = TASKS, geometry: Geometry = SHIPPED
+) -> dict[str, list[Example]]:
+    """The first `count` questions of each task of a split, at most two of a task from one scene.
+
+    Raises:
+        InputError: for an unknown task, or a count below 1.
+    """
+    for task in tasks:
+        if task not in TASKS:
+            raise InputError(str(unknown_name("task", task, TASKS)))
+    if count < 1:
+        raise InputError(f"{count} questions per task: expected at least 1.")
+    found: dict[str, list[Example]] = {task: [] for task in tasks}
+    seed = 0
+    while any(len(examples) < count for examples in found.values()):
+        scene = draw_scene(seed, split, geometry)
+        for task, examples in found.items():
+            questions = [question for question in scene.questions if question.task == task][:_PER_SCENE]
+            examples += [
+                Example(task, seed, scene.image, question.prompt, question.answer, question.target_size)
+                for question in questions[: count - len(examples)]
+            ]
+        seed += 1
+    return found
+
+
+@lru_cache(maxsize=4096)
+def foreground_patches(split: str, scene: int, geometry: Geometry = SHIPPED) -> NDArray[np.bool_]:
+    """Which visual tokens of a scene show something that may be asked about: bool (N,), raster order."""
+    return draw_scene(scene, split, geometry).foreground.flatten()

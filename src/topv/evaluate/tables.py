@@ -1,0 +1,93 @@
+"""Evaluation results as Markdown: accuracy per task at equal savings, and the share of foreground kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..mini.statistics import mean_interval
+from .configurations import Configuration
+from .runner import Answer
+from .statistics import Interval, macro_interval
+
+__all__ = ["Foreground", "accuracy_tables", "foreground_table"]
+
+Foreground = Mapping[str, Mapping[float, tuple[Sequence[float], Sequence[int]]]]
+"""Method label to keep ratio to the shares of foreground kept and the scene of each."""
+
+
+def accuracy_tables(
+    configurations: Sequence[Configuration], answers: Mapping[str, Mapping[str, Sequence[Answer]]]
+) -> str:
+    """One table for each reduction of visual FLOPs, with the unpruned model on top of each.
+
+    Args:
+        configurations: what was run; the one without a method is the unpruned model.
+        answers: for each configuration's key and each task, the answers in one order.
+    """
+    unpruned = next(c for c in configurations if c.method is None)
+    base = answers[unpruned.key]
+    tables = []
+    for target in sorted({c.target for c in configurations if c.target is not None}):
+        rows = [_row(unpruned.label, base, base, None)]
+        rows += [_row(c.label, answers[c.key], base, c) for c in configurations if c.target == target]
+        header = ["method", "visual tokens", "visual FLOPs", *base, "mean", "mean - unpruned"]
+        tables.append(f"### {target:.0%} of visual FLOPs removed\n\n{_markdown(header, rows)}")
+    return "\n\n".join(tables)
+
+
+def _row(
+    label: str,
+    answers: Mapping[str, Sequence[Answer]],
+    base: Mapping[str, Sequence[Answer]],
+    configuration: Configuration | None,
+) -> list[str]:
+    every = [answer for task in answers.values() for answer in task]
+    if configuration is None:
+        budget, saved, difference = str(every[0].visual_tokens), "", ""
+    else:
+        kept = f"{every[0].visual_tokens} -> {every[0].kept_tokens}"
+        budget = f"{kept} from layer {configuration.method.layer}" if configuration.method is not None else kept
+        saved = f"-{100 * sum(a.visual_flops_reduction for a in every) / len(every):.1f} %"
+        paired = {
+            task: (
+                [a.score - b.score for a, b in zip(answers[task], base[task], strict=True)],
+                [a.scene for a in answers[task]],
+            )
+            for task in answers
+        }
+        difference = _signed(macro_interval(paired))
+    cells = [_plain(mean_interval([a.score for a in answers[task]])) for task in answers]
+    mean = macro_interval(
+        {task: ([a.score for a in found], [a.scene for a in found]) for task, found in answers.items()}
+    )
+    return [label, budget, saved, *cells, _plain(mean), difference]
+
+
+def foreground_table(foreground: Foreground) -> str:
+    """For each method and keep ratio the share of foreground patches kept, with a 95 % interval over scenes."""
+    ratios = sorted({ratio for shares in foreground.values() for ratio in shares}, reverse=True)
+    rows = []
+    for label, shares in foreground.items():
+        cells = []
+        for ratio in ratios:
+            interval = macro_interval({label: shares[ratio]})
+            verdict = "above" if interval[0] > ratio else "below" if interval[2] < ratio else "not told apart"
+            cells.append(f"{_plain(interval)} {verdict}")
+        rows.append([label, *cells])
+    return _markdown(["method", *(f"keep {ratio:g}: foreground kept, %" for ratio in ratios)], rows)
+
+
+def _plain(interval: Interval) -> str:
+    low, mean, high = (100 * value for value in interval)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _signed(interval: Interval) -> str:
+    low, mean, high = (100 * value for value in interval)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
