@@ -20,7 +20,7 @@ TRAIN_FONTS = (
     "typewriter-bold.otf",
     "grotesque-bold.ttf",
     "open-semibold.ttf",
-    "cabin-bold.otf",
+    "gothic-bold.otf",
 )
 HELD_OUT_FONTS = ("rounded-bold.ttf", "geometric-semibold.otf", "condensed-bold.ttf")
 

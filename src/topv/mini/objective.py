@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from topv.mini.attention import TRAINING_ATTENTION
 from topv.mini.batches import Batch
 from topv.mini.canvas import HEADS, IGNORED, KINDS
 from topv.mini.shapes import COLOURS, SHAPES
@@ -143,6 +144,7 @@ def answer_logits(
         attention_mask=packed_mask(segments, prefix, dtype),
         position_ids=torch.cat([front, offsets + prefix], dim=1),
         use_cache=False,
+        **({"prefix": prefix} if model.config.text_config._attn_implementation == TRAINING_ATTENTION else {}),
     ).last_hidden_state
     return model.lm_head(hidden[:, prefix:])
 

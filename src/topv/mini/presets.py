@@ -55,7 +55,7 @@ PRESETS = {
         name="cpu", image_size=168, patch_size=14,
         vision_width=256, vision_layers=6, vision_heads=4, vision_mlp=768,
         text_width=256, text_layers=12, text_heads=4, text_kv_heads=2, text_mlp=512,
-        tower_batch=24, joint_batch=8, answer_tokens=192, tower_share=0.17,
+        tower_batch=24, joint_batch=8, answer_tokens=192, tower_share=0.3,
         tower_rate=1e-3, text_rate=1e-3, joint_tower_rate=4e-4, workers=2,
     ),
     "accelerator": Preset(

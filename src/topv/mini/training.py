@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import Batch, draw_batch, stream_batches
 from topv.mini.build import USER, build_model, build_processor
 from topv.mini import crew
@@ -56,6 +57,9 @@ class Trainer:
         torch.manual_seed(seed)
         self.device, self.dtype = preset.device, autocast_dtype(preset.device)
         self.model = build_model(preset, tokenizer).to(self.device).train()
+        if self.device == "cpu":
+            register()
+            self.model.set_attn_implementation(TRAINING_ATTENTION)
         self.heads = DenseHeads(preset.vision_width, tokenizer).to(self.device)
         self.clock = 0.0
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
@@ -211,12 +215,12 @@ class Trainer:
             over = self.progress >= 1 or self.joint != joint
             now = time.monotonic()
             if crew.rank() == 0:
-                due = joint and now - validated > validate_seconds
+                due = now - validated > validate_seconds
                 if now - logged > log_seconds or due or over:
                     row = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
                     recent.clear()
                     logged = now
-                    if due:
+                    if due and joint:
                         row |= self._validate(held_out)
                     self._log(row, factor)
                 if due or over:

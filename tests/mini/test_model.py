@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from topv.mini.attention import TRAINING_ATTENTION, register
+from topv.mini.batches import draw_batch
+from topv.mini.build import ASSISTANT, IMAGE, USER, build_model, build_processor
+from topv.mini.objective import DenseHeads, answer_logits, dense_loss, see, to_tensors
+from topv.mini.presets import get_preset
+from topv.mini.questions import TASKS
+from topv.mini.scenes import draw_scene
+from topv.mini.score import answer_all
+from topv.mini.validation import exact_matches
+
+PRESET = get_preset("tiny")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor(PRESET)
+
+
+@pytest.fixture(scope="module")
+def batch(processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processor")
+    processor.save_pretrained(folder)
+    return draw_batch(str(folder / "tokenizer.json"), "validation", 0, 2, PRESET.geometry, 320)
+
+
+def make_model(processor):
+    torch.manual_seed(0)
+    return build_model(PRESET, processor.tokenizer).eval()
+
+
+def test_tokenizer_round_trip_and_spelling(processor):
+    tokenizer = processor.tokenizer
+    for text in ("what colour is the star?", " ZEBRA", " 3", "é ← unseen, Mixed Case 42!"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.tokenize(" ZOO") == ["Ġ", "Z", "O", "O"]
+    assert len(tokenizer) <= 1024
+    assert tokenizer.padding_side == "left"
+
+
+def test_prompt_is_the_training_format(processor):
+    content = [{"type": "image"}, {"type": "text", "text": "what shape?"}]
+    messages = [{"role": "user", "content": content}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert prompt == f"{USER}{IMAGE}what shape?{ASSISTANT}"
+    inputs = processor(images=draw_scene(0, "train").image, text=prompt, return_tensors="pt")
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == PRESET.geometry.grid**2
+
+
+@pytest.mark.parametrize("attention", ["sdpa", TRAINING_ATTENTION])
+def test_packed_questions_equal_single_ones(processor, batch, attention):
+    """Every packed question has the logits it gets alone, through the processor, in stock transformers."""
+    register()
+    model = make_model(processor)
+    held = to_tensors(batch, "cpu")
+    user = processor.tokenizer.convert_tokens_to_ids(USER)
+    with torch.no_grad():
+        model.set_attn_implementation(attention)
+        _, visual = see(model, held["pixels"])
+        packed = answer_logits(
+            model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user
+        )
+        model.set_attn_implementation("sdpa")
+        for row, tasks in enumerate(batch.tasks):
+            image = draw_scene(row, "validation").image
+            for segment in range(1, len(tasks) + 1):
+                inside = held["segments"][row] == segment
+                text = f"{USER}{IMAGE}" + processor.tokenizer.decode(held["tokens"][row][inside])
+                inputs = processor(images=image, text=text, return_tensors="pt")
+                alone = model(**inputs).logits[0, 1 + PRESET.geometry.grid**2 :]
+                torch.testing.assert_close(packed[row, inside], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_exact_match_equals_greedy_generation(processor, batch):
+    """A model trained on one answer: teacher-forced matching and generation agree on it."""
+    model = make_model(processor).train()
+    held = to_tensors(batch, "cpu")
+    user = processor.tokenizer.convert_tokens_to_ids(USER)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(25):
+        _, visual = see(model, held["pixels"])
+        logits = answer_logits(
+            model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user
+        )
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), held["targets"].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        _, visual = see(model, held["pixels"])
+        logits = answer_logits(
+            model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user
+        )
+    matches = exact_matches(logits, batch)
+    for task in ("recognition", "existence", "relation"):
+        generated = []
+        for row in range(2):
+            scene = draw_scene(row, "validation")
+            asked = [q for q in scene.questions if q.task == task]
+            written = answer_all(model, processor, [(scene.image, q.prompt) for q in asked], 8, 4)
+            generated += [answer == q.answer for answer, q in zip(written, asked, strict=True)]
+        assert generated == matches.get(task, [])
+
+
+def test_dense_heads_see_every_label(processor, batch):
+    model = make_model(processor)
+    heads = DenseHeads(PRESET.vision_width, processor.tokenizer)
+    held = to_tensors(batch, "cpu")
+    features, visual = see(model, held["pixels"])
+    loss, right = dense_loss(heads, model, features, visual, held["labels"])
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert 0 <= right <= 1
+    assert heads.read.weight.grad.abs().sum(dim=1).gt(0).float().mean() > 0.9
+
+
+def test_training_attention_refuses_causal_layers_without_a_mask(processor):
+    register()
+    model = make_model(processor)
+    model.set_attn_implementation(TRAINING_ATTENTION)
+    with pytest.raises(ValueError, match="4-D additive"):
+        model.model.language_model(inputs_embeds=torch.zeros(1, 4, PRESET.text_width))
+
+
+def test_batch_rows_hold_only_whole_questions(batch):
+    for row, tasks in enumerate(batch.tasks):
+        assert batch.segments[row].max() == len(tasks)
+        for segment in range(1, len(tasks) + 1):
+            inside = batch.segments[row] == segment
+            assert (batch.targets[row][inside] >= 0).any()
+            assert batch.offsets[row][inside].tolist() == list(range(inside.sum()))
+    assert max(max(tasks) for tasks in batch.tasks) < len(TASKS)
