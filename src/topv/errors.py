@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CacheError", "EvidenceError", "LayoutError", "TopVError", "UnsupportedError", "unknown_name"]
+__all__ = ["CacheError", "EvidenceError", "InputError", "LayoutError", "TopVError", "UnsupportedError", "unknown_name"]
 
 
 class TopVError(Exception):
@@ -26,6 +26,10 @@ class CacheError(TopVError, ValueError):
 
 class EvidenceError(TopVError, ValueError):
     """The hidden states that a method should judge are not finite numbers."""
+
+
+class InputError(TopVError, ValueError):
+    """Something the user named or passed (a file, an image, a model, a setting) cannot be used."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:

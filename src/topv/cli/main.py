@@ -1,0 +1,119 @@
+"""The entry point of the `topv` command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from .. import __version__
+from ..errors import TopVError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "compare": "ask the same questions under several methods, side by side, with an HTML report",
+    "generate": "answer one question about one image, pruned, as a stream",
+    "eval": "accuracy of every method on the bundled tasks, at equal savings of visual FLOPs",
+    "env": "show versions, device and attention backends, for bug reports",
+}
+"""Subcommand to summary. The module `topv.cli.<name>` defines `add_arguments(parser)` and `run(args) -> int`, its
+docstring is the description and its `EPILOG` follows the options; it imports heavy libraries inside `run`."""
+
+_DESCRIPTION = """\
+Make vision-language models faster and smaller at inference by dropping the visual tokens they do not need.
+No training: an image becomes hundreds of tokens, most of them redundant, and topv lets only the important
+ones through to the deeper layers of the decoder."""
+
+_EPILOG = """\
+examples:
+  topv compare                                        the bundled model on built-in pictures
+  topv compare --report out.html                      ... and see which tokens stayed
+  topv compare --image photo.jpg --prompt "What is written?" --methods none,fastv,topv --keep 0.5 0.25
+  topv compare --model llava-hf/llava-1.5-7b-hf --image photo.jpg --prompt "What is written?"
+  topv generate --image photo.jpg --prompt "What is this?" --keep 0.25 --report-tokens
+  topv eval --questions 50                            accuracy with intervals, on questions of eight kinds
+
+methods:
+  none       the unpruned model, which the others are compared with
+  topv       ranks tokens by optimal transport (arXiv 2503.18278); compatible with fast attention
+  fastv      ranks tokens by the attention that the last prompt token pays them (arXiv 2403.06764)
+  vtw        drops every visual token at a middle layer (arXiv 2405.05803)
+  meancost   TopV's cost matrix without the transport, a control
+  uniform    an evenly spread subset, a control
+  random     a random subset, a control
+
+the same from Python:
+  model, processor = topv.load_mini()
+  with topv.prune(model, topv.TopV(keep=0.5)) as pruning:
+      ids = model.generate(**inputs)
+  print(pruning.report())
+
+`topv COMMAND --help` explains a command's options and what its numbers mean."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="topv",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"topv {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    for name, summary in COMMANDS.items():
+        module = _module(name)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=getattr(module, "EPILOG", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return parser
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"topv.cli.{command}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0, 2 after an error in what was asked for, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
+    args.command_line = ["topv", *arguments]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # An answer may hold characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="replace")
+    try:
+        code: int = _module(args.command).run(args)
+    except (TopVError, ValueError) as error:
+        if args.debug:
+            raise
+        print(f"topv {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has left; closing stderr keeps the interpreter from complaining.
+        sys.stderr.close()
+        return 141
+    return code

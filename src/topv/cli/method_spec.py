@@ -1,0 +1,192 @@
+"""Methods on the command line: `none,fastv,topv:keep=0.25,layer=2`."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import InputError, unknown_name
+from ..methods import METHODS, Method
+
+__all__ = ["UNPRUNED", "MethodSpec", "parse_methods"]
+
+UNPRUNED = "none"
+"""The name of the unpruned model among the methods."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method as it was asked for.
+
+    Attributes:
+        label: its name and the settings that tell it apart, for tables.
+        method: the method; None for the unpruned model.
+    """
+
+    label: str
+    method: Method | None
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """The method's settings by name; None for the unpruned model."""
+        if self.method is None:
+            return None
+        return {name: getattr(self.method, name) for name in _types(type(self.method))}
+
+
+def parse_methods(
+    specs: Sequence[str], *, keep: Sequence[float | int] = (), layer: int | None = None
+) -> list[MethodSpec]:
+    """Read method specifications.
+
+    A specification is a method's name, or a name with settings: `topv:keep=0.25,importance=potential`. Several
+    are separated by commas or given as several strings.
+
+    Args:
+        specs: the specifications.
+        keep: budgets for methods that have one and whose specification does not set it: one method for each.
+        layer: layer for methods that take a budget and whose specification does not set it.
+
+    Returns:
+        The methods in the order given.
+
+    Raises:
+        InputError: for unknown names and settings, values that do not fit, and repetitions.
+    """
+    parsed: list[MethodSpec] = []
+    for name, settings in _split(specs):
+        parsed += _build(name, settings, keep, layer)
+    if not parsed:
+        raise InputError(f"no methods given. Expected some of: {', '.join((UNPRUNED, *METHODS))}.")
+    labels = [spec.label for spec in parsed]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"method {label!r} is given {labels.count(label)} times. Give each method once.")
+    return parsed
+
+
+def _split(specs: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Names with their settings as text; a comma separates settings after a colon, and methods otherwise."""
+    found: list[tuple[str, dict[str, str]]] = []
+    has_colon = False
+    for part in (part.strip() for spec in specs for part in spec.split(",")):
+        if not part:
+            continue
+        name, colon, first = part.partition(":")
+        if colon or "=" not in part:
+            found.append((name.strip().lower(), {}))
+            has_colon = bool(colon)
+            setting = first
+            if not first:
+                continue
+        elif not has_colon:
+            raise InputError(
+                f"setting {part!r} belongs to no method. Settings follow a colon: "
+                f"{found[-1][0] if found else 'topv'}:{part}"
+            )
+        else:
+            setting = part
+        key, equals, value = (text.strip() for text in setting.partition("="))
+        if not equals or not key or not value:
+            raise InputError(
+                f"setting {setting!r} of method {found[-1][0]!r} is not of the form name=value. "
+                "Example: topv:keep=0.25,layer=2"
+            )
+        if key in found[-1][1]:
+            raise InputError(f"setting {key!r} of method {found[-1][0]!r} is given twice.")
+        found[-1][1][key] = value
+    return found
+
+
+def _build(name: str, texts: dict[str, str], keep: Sequence[float | int], layer: int | None) -> list[MethodSpec]:
+    if name == UNPRUNED:
+        if texts:
+            raise InputError(f"method {UNPRUNED!r} is the unpruned model and has no settings, got {texts}.")
+        return [MethodSpec(UNPRUNED, None)]
+    if name not in METHODS:
+        raise InputError(str(unknown_name("method", name, (UNPRUNED, *METHODS))))
+    known = _types(METHODS[name])
+    settings = {}
+    for key, text in texts.items():
+        if key not in known:
+            raise InputError(f"method {name!r}: {unknown_name('setting', key, known)}")
+        settings[key] = _convert(text, known[key], f"{name}:{key}={text}")
+    explicit = dict(settings)
+    if "keep" in known and layer is not None:
+        settings.setdefault("layer", layer)
+    if "keep" not in known:
+        variants: list[dict[str, Any]] = [{}]
+    elif "keep" in settings:
+        variants = [{"keep": settings.pop("keep")}]
+    else:
+        variants = [{"keep": value} for value in keep] or [{"keep": METHODS[name]().keep}]
+    specs = []
+    for variant in variants:
+        try:
+            method = METHODS[name](**variant, **settings)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"method {name!r}: {error}") from error
+        shown = {**variant, **explicit}
+        specs.append(MethodSpec(" ".join([name, *(f"{k}={v}" for k, v in shown.items())]), method))
+    return specs
+
+
+def _types(method: type[Method]) -> dict[str, Any]:
+    """The type of each setting that the method's constructor takes."""
+    hints = typing.get_type_hints(method)
+    return {field.name: hints[field.name] for field in dataclasses.fields(method) if field.init}
+
+
+def _convert(text: str, kind: Any, where: str) -> Any:
+    """`text` as a value of the annotated type `kind`.
+
+    Raises:
+        InputError: when it is none.
+    """
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if text not in choices:
+            raise InputError(f"{where}: {unknown_name('value', text, choices)}")
+        return text
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    # An int is also a float, and the type of a budget matters: 64 tokens, 0.5 of them.
+    for option in sorted(options, key=_ORDER.index):
+        value = _READERS[option](text)
+        if value is not _NO:
+            return value
+    raise InputError(f"{where}: expected {' or '.join(_WORDS[option] for option in options)}.")
+
+
+_NO = object()
+_NONE_TYPE = type(None)
+
+
+def _number(kind: type[int] | type[float]) -> Any:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return _NO
+
+    return read
+
+
+_READERS: dict[Any, Any] = {
+    bool: lambda text: {"true": True, "false": False}.get(text.lower(), _NO),
+    _NONE_TYPE: lambda text: None if text.lower() == "none" else _NO,
+    int: _number(int),
+    float: _number(float),
+    str: lambda text: text,
+}
+_ORDER = list(_READERS)
+_WORDS = {
+    bool: "true or false",
+    _NONE_TYPE: "none",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+}

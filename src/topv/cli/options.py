@@ -1,0 +1,81 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from ..budget import validate_keep
+from ..errors import InputError
+
+__all__ = ["add_model_options", "check_writable", "keep_value", "positive_int"]
+
+
+def keep_value(text: str) -> float | int:
+    """A keep ratio ("0.5") or a number of tokens ("64").
+
+    Raises:
+        ArgumentTypeError: when it is neither, or out of range.
+    """
+    try:
+        number: float | int = int(text)
+    except ValueError:
+        try:
+            number = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number: expected a ratio such as 0.5, or a count of tokens such as 64"
+            ) from None
+    try:
+        return validate_keep(number)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1.
+
+    Raises:
+        ArgumentTypeError: when it is not.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of at least 1")
+    return number
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --device, --dtype and --max-new-tokens."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME",
+        help='"mini" (bundled, the default), the directory of a saved model, or a hub id "owner/name"; '
+        "safetensors only, and no code from the hub is run",
+    )
+    group.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1")
+    group.add_argument(
+        "--dtype", default="auto", help="auto (bfloat16 on CUDA, float32 on a CPU), float32, float16, bfloat16"
+    )
+    group.add_argument(
+        "--max-new-tokens", type=positive_int, default=64, metavar="N", help="longest answer, in tokens (64)"
+    )
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Fail before the work rather than after it when `path` cannot become a file. Nothing is created.
+
+    Raises:
+        InputError: when it is a directory, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {str(path)!r} is a directory. Expected the name of a file to write.")
+    parent = next(directory for directory in path.absolute().parents if directory.exists())
+    target = path if path.exists() else parent
+    if not parent.is_dir() or not os.access(target, os.W_OK):
+        raise InputError(f"{option} {str(path)!r} cannot be written: {str(target)!r} is not a writable place.")
