@@ -57,7 +57,11 @@ def attend(
         mixed = _block(query, key, value, attention_mask, scaling)
     else:
         front = _block(
-            query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], attention_mask[:, :, :prefix, :prefix], scaling
+            query[:, :, :prefix],
+            key[:, :, :prefix],
+            value[:, :, :prefix],
+            attention_mask[:, :, :prefix, :prefix],
+            scaling,
         )
         back = _block(query[:, :, prefix:], key, value, attention_mask[:, :, prefix:], scaling)
         mixed = torch.cat([front, back], dim=2)

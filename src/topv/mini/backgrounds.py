@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from topv.mini.randomness import Stream
 
 __all__ = ["BACKGROUNDS", "HELD_OUT_BACKGROUNDS", "TRAIN_BACKGROUNDS", "draw_background"]
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 
 
 @lru_cache(maxsize=4)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -97,9 +97,7 @@ def _chosen(stream: Stream, questions: list[Question], kind: str, everything: bo
     return kept if everything else stream.sample(kept, len(kept))
 
 
-def draw_batch(
-    tokenizer_file: str, split: str, start: int, count: int, geometry: Geometry, room: int
-) -> Batch:
+def draw_batch(tokenizer_file: str, split: str, start: int, count: int, geometry: Geometry, room: int) -> Batch:
     """Draw scenes ``start`` to ``start + count - 1`` of a split; ``room`` 0 leaves the questions out."""
     drawn = [draw_scene(seed, split, geometry) for seed in range(start, start + count)]
     pixels = np.stack([np.asarray(scene.image, dtype=np.uint8) for scene in drawn])
@@ -138,7 +136,7 @@ def _start_worker() -> None:
 
 def stream_batches(
     tokenizer_file: str, start: int, count: int, stride: int, geometry: Geometry, room: int, workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Training batches of ``count`` scenes, without end, drawn ahead by worker processes.
 
     They start at scene ``start`` and ``stride`` scenes apart.

@@ -55,7 +55,9 @@ def load_checkpoint(
         own = {n.removeprefix(f"{prefix}."): v for n, v in tensors.items() if n.startswith(f"{prefix}.")}
         missing = set(module.load_state_dict(own, strict=False).unexpected_keys)
         if missing:
-            raise ValueError(f"Checkpoint {numbers} has unknown weights {sorted(missing)[:3]}; use an empty --out folder.")
+            raise ValueError(
+                f"Checkpoint {numbers} has unknown weights {sorted(missing)[:3]}; use an empty --out folder."
+            )
     for name in average:
         average[name].copy_(tensors[f"average.{name}"])
     moments: dict[int, dict[str, Tensor]] = {}

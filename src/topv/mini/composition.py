@@ -36,9 +36,7 @@ def _tinted(stream: Stream, colour: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _place(
-    stream: Stream, canvas: Canvas, width: int, height: int, gap: int
-) -> tuple[int, int] | None:
+def _place(stream: Stream, canvas: Canvas, width: int, height: int, gap: int) -> tuple[int, int] | None:
     """A free corner for a box, or None."""
     size, edge = canvas.geometry.size, 2
     if width > size - 2 * edge or height > size - 2 * edge:
@@ -131,7 +129,8 @@ def compose(stream: Stream, geometry: Geometry, held_out: bool) -> tuple[Canvas,
     """Draw one candidate scene; with ``held_out`` it may use the fonts and backgrounds kept from training."""
     from topv.mini.diagrams import compose_diagram
 
-    backgrounds, fonts = tuple(TRAIN_BACKGROUNDS), TRAIN_FONTS
+    backgrounds: tuple[str, ...] = tuple(TRAIN_BACKGROUNDS)
+    fonts: tuple[str, ...] = TRAIN_FONTS
     if held_out and stream.chance(0.5):
         backgrounds = tuple(HELD_OUT_BACKGROUNDS)
     if held_out and stream.chance(0.5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from topv.mini.canvas import Canvas, Item
@@ -28,7 +29,7 @@ def _walk(stream: Stream, length: int) -> list[Cell]:
             free = [
                 cell
                 for cell in steps
-                if 0 <= min(cell) and max(cell) < _COLUMNS and cell not in path and not _crosses(path, cell)
+                if min(cell) >= 0 and max(cell) < _COLUMNS and cell not in path and not _crosses(path, cell)
             ]
             if not free:
                 break
@@ -42,9 +43,7 @@ def _crosses(path: list[Cell], new: Cell) -> bool:
     last = path[-1]
     middle = (last[0] + new[0], last[1] + new[1])
     diagonal = last[0] != new[0] and last[1] != new[1]
-    return diagonal and any(
-        (a[0] + b[0], a[1] + b[1]) == middle for a, b in zip(path, path[1:], strict=False)
-    )
+    return diagonal and any((a[0] + b[0], a[1] + b[1]) == middle for a, b in itertools.pairwise(path))
 
 
 def _border(box: tuple[int, int, int, int], towards: tuple[float, float], gap: float) -> tuple[float, float]:
@@ -62,9 +61,7 @@ def _draw_arrow(canvas: Canvas, start: tuple[float, float], end: tuple[float, fl
     angle = math.atan2(end[1] - start[1], end[0] - start[0])
     head, width = 9 * scale, max(2, round(3 * scale))
     neck = (end[0] - 0.7 * head * math.cos(angle), end[1] - 0.7 * head * math.sin(angle))
-    wings = [
-        (end[0] - head * math.cos(angle + turn), end[1] - head * math.sin(angle + turn)) for turn in (0.5, -0.5)
-    ]
+    wings = [(end[0] - head * math.cos(angle + turn), end[1] - head * math.sin(angle + turn)) for turn in (0.5, -0.5)]
     part = canvas.new_part("arrow", colour=8 if dark else 7)
     for pen, fill in ((canvas.pen, _INK if dark else _CHALK), (canvas.owner_pen, part)):
         pen.line([start, neck], fill=fill, width=width)
@@ -99,9 +96,7 @@ def compose_diagram(stream: Stream, canvas: Canvas, fonts: tuple[str, ...]) -> P
         canvas.boxes.append(frame)
         canvas.items.append(Item("box", letter, "", "small", frame, (box_part, *parts)))
     by_letter = {item.name: item for item in canvas.items}
-    arrows = [pair for pair in zip(letters, letters[1:], strict=False) if stream.chance(0.88)] or [
-        (letters[0], letters[1])
-    ]
+    arrows = [pair for pair in itertools.pairwise(letters) if stream.chance(0.88)] or [(letters[0], letters[1])]
     for source, target in arrows:
         start = _border(frames[source], by_letter[target].centre, 1.5)
         end = _border(frames[target], by_letter[source].centre, 1.5)
@@ -110,6 +105,6 @@ def compose_diagram(stream: Stream, canvas: Canvas, fonts: tuple[str, ...]) -> P
     for letter, item in by_letter.items():
         for part in item.parts:
             canvas.label(part, "points_to", 1 + LETTERS.index(forward[letter]) if letter in forward else 0)
-            source = backward.get(letter)
-            canvas.label(part, "pointed_from", 0 if source is None else 1 + LETTERS.index(source))
+            before = backward.get(letter)
+            canvas.label(part, "pointed_from", 0 if before is None else 1 + LETTERS.index(before))
     return Plan("diagram", arrows=tuple(arrows))

@@ -104,10 +104,8 @@ def _relation(stream: Stream, items: list[Item]) -> Iterable[Draft]:
         dx, dy = item.centre[0] - other.centre[0], item.centre[1] - other.centre[1]
         if max(abs(dx), abs(dy)) < 1.4 * min(abs(dx), abs(dy)):
             continue
-        if abs(dx) > abs(dy):
-            answer = "left" if dx < 0 else "right"
-        else:
-            answer = "above" if dy < 0 else "below"
+        across, upright = "left" if dx < 0 else "right", "above" if dy < 0 else "below"
+        answer = across if abs(dx) > abs(dy) else upright
         yield "relation", f"where is the {name} relative to the {other_name}?", answer, [item, other]
 
 

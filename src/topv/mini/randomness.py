@@ -66,7 +66,7 @@ class Stream:
     def sample(self, items: Sequence[T], count: int) -> list[T]:
         """``count`` different items in random order (all of them when there are fewer)."""
         pool = list(items)
-        picked = []
+        picked: list[T] = []
         while pool and len(picked) < count:
             picked.append(pool.pop(self.below(len(pool))))
         return picked

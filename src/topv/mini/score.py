@@ -57,7 +57,9 @@ def noise_image(seed: int, side: int) -> Image.Image:
     return Image.fromarray(Stream(3, seed).bytes(side * side * 3).reshape(side, side, 3))
 
 
-def answer_all(model: Any, processor: Any, pairs: Sequence[tuple[Image.Image, str]], longest: int, batch: int) -> list[str]:
+def answer_all(
+    model: Any, processor: Any, pairs: Sequence[tuple[Image.Image, str]], longest: int, batch: int
+) -> list[str]:
     """Greedy answers to (image, question) pairs, in order."""
     import torch
 
@@ -79,9 +81,7 @@ def answer_all(model: Any, processor: Any, pairs: Sequence[tuple[Image.Image, st
     return answers
 
 
-def _score_task(
-    model: Any, processor: Any, task: str, asked: list[Asked], batch: int, side: int
-) -> dict[str, Any]:
+def _score_task(model: Any, processor: Any, task: str, asked: list[Asked], batch: int, side: int) -> dict[str, Any]:
     longest = _LONGEST.get(task, 12)
     seen = answer_all(model, processor, [(a.image, a.question.prompt) for a in asked], longest, batch)
     noise = [(noise_image(a.scene, side), a.question.prompt) for a in asked]

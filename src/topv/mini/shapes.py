@@ -25,10 +25,7 @@ _TILT = {"square": 8, "triangle": 12, "star": 20, "cross": 10, "heart": 12, "dia
 
 def _star() -> list[tuple[float, float]]:
     radii = (1.0, 0.42)
-    return [
-        (radii[i % 2] * math.sin(math.pi * i / 5), -radii[i % 2] * math.cos(math.pi * i / 5))
-        for i in range(10)
-    ]
+    return [(radii[i % 2] * math.sin(math.pi * i / 5), -radii[i % 2] * math.cos(math.pi * i / 5)) for i in range(10)]
 
 
 def _heart() -> list[tuple[float, float]]:
@@ -83,10 +80,7 @@ def shape_mask(shape: str, pixels: int, tilt: float = 0.0) -> Image.Image:
         cos, sin = math.cos(angle), math.sin(angle)
         reach = 0.96 * middle
         pen.polygon(
-            [
-                (middle + reach * (x * cos - y * sin), middle + reach * (x * sin + y * cos))
-                for x, y in _POLYGONS[shape]
-            ],
+            [(middle + reach * (x * cos - y * sin), middle + reach * (x * sin + y * cos)) for x, y in _POLYGONS[shape]],
             fill=255,
         )
     return mask.reduce(_OVERSAMPLE)

@@ -54,7 +54,9 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
     return max(0.0, mean - spread), mean, min(1.0, mean + spread)
 
 
-def gain_interval(scores: Sequence[float], others: Sequence[float], scenes: Sequence[int]) -> tuple[float, float, float]:
+def gain_interval(
+    scores: Sequence[float], others: Sequence[float], scenes: Sequence[int]
+) -> tuple[float, float, float]:
     """Mean paired difference with a 95 % bootstrap interval over scenes.
 
     Questions about one scene are not independent, so whole scenes are resampled.

@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from topv.mini.crew import launch
 
-    launch(_train, options.processes, (preset.name, options.out, options.minutes, options.seed, options.validate_minutes))
+    launch(
+        _train, options.processes, (preset.name, options.out, options.minutes, options.seed, options.validate_minutes)
+    )
 
 
 if __name__ == "__main__":

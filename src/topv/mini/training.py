@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topv.mini import crew
 from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import Batch, draw_batch, stream_batches
 from topv.mini.build import USER, build_model, build_processor
-from topv.mini import crew
 from topv.mini.checkpoints import load_checkpoint, save_checkpoint
 from topv.mini.objective import DenseHeads, answer_logits, answer_loss, dense_loss, see, to_tensors
 from topv.mini.presets import Preset

@@ -41,9 +41,7 @@ def validate(model: Any, batches: list[Batch], user: int, dtype: torch.dtype, de
         held = to_tensors(batch, device)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             _, visual = see(model, held["pixels"])
-            logits = answer_logits(
-                model, visual, held["tokens"], held["segments"], held["offsets"], dtype, user
-            )
+            logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], dtype, user)
         for task, matched in exact_matches(logits, batch).items():
             hits[task] += matched
     model.train(was_training)
