@@ -26,7 +26,7 @@ SIDE, PATCH = 24, 14
 IMAGE_TOKEN = 3
 
 
-def build(layers: int, width: int) -> LlavaForConditionalGeneration:
+def build(layers: int, width: int, device: str, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """A LLaVA with a real decoder and a vision tower too small to matter."""
     torch.manual_seed(0)
     config = LlavaConfig(
@@ -49,7 +49,7 @@ def build(layers: int, width: int) -> LlavaForConditionalGeneration:
         image_token_id=IMAGE_TOKEN,
         vision_feature_layer=-1,
     )
-    return LlavaForConditionalGeneration(config).eval()
+    return LlavaForConditionalGeneration(config).to(device=device, dtype=dtype).eval()
 
 
 def flops_share(model: Any, lengths: list[int], whole: int) -> float:
@@ -66,17 +66,21 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=896)
     parser.add_argument("--text", type=int, default=64, help="text tokens in the prompt")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
 
-    model = build(options.layers, options.width)
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    model = build(options.layers, options.width, options.device, dtype)
     tokens = SIDE * SIDE
     text = torch.randint(10, 1024, (1, options.text))
     inputs = {
         "input_ids": torch.cat([text[:, :8], torch.full((1, tokens), IMAGE_TOKEN), text[:, 8:]], dim=1),
-        "pixel_values": torch.randn(1, 3, SIDE * PATCH, SIDE * PATCH),
+        "pixel_values": torch.randn(1, 3, SIDE * PATCH, SIDE * PATCH, dtype=dtype),
     }
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     whole = inputs["input_ids"].shape[1]
     methods: dict[str, topv.Method | None] = {"none": None}
     for keep in options.keep:
@@ -105,6 +109,7 @@ def main() -> None:
             baseline="none",
             warmup=2,
             repetitions=options.repetitions,
+            synchronize=torch.cuda.synchronize if device.type == "cuda" else lambda: None,
         )["prefill"]
 
     environment = describe_environment()
@@ -125,10 +130,10 @@ def main() -> None:
                 "time_ratio_high": round(ratio.high, 4) if ratio else 1.0,
                 "flops_share": round(shares[name], 4),
                 "time_over_flops_share": round((ratio.value if ratio else 1.0) / shares[name], 4),
-                "dtype": "float32",
+                "dtype": options.dtype,
                 "attention": "sdpa",
                 "rounds": options.repetitions,
-                "device": environment.device_name(torch.device("cpu")),
+                "device": environment.device_name(device),
                 "torch": environment.versions["torch"],
                 "transformers": environment.versions["transformers"],
                 "topv": environment.versions["topv"],

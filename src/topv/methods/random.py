@@ -37,4 +37,6 @@ class Random(Method):
         for image in set(evidence.images):
             generator = torch.Generator().manual_seed(self.seed * 100_003 + image)
             scores[image] = torch.rand(tokens, generator=generator)
-        return torch.stack([scores[image] for image in evidence.images]).to(evidence.coordinates.device)
+        return torch.stack([scores[image] for image in evidence.images]).to(
+            evidence.coordinates.device, non_blocking=True
+        )

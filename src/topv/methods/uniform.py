@@ -23,7 +23,7 @@ class Uniform(Method):
     has_importance: ClassVar[bool] = False
 
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
-        order = bayer_order(evidence.rows_and_columns).to(evidence.coordinates.device)
+        order = bayer_order(evidence.rows_and_columns).to(evidence.coordinates.device, non_blocking=True)
         return -order.float().expand(len(evidence.images), -1)
 
 

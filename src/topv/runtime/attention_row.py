@@ -94,7 +94,7 @@ def attention_to_tokens(
         )
     hidden = arguments["hidden_states"]
     batch, length = hidden.shape[:2]
-    rows = last.to(hidden.device)
+    rows = last.to(hidden.device, non_blocking=True)
     past = tap.keys.shape[-2] - length
     call = dict(arguments)
     call["past_key_values"] = _Replay(tap.keys, tap.values)

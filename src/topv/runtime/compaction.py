@@ -60,7 +60,7 @@ class Compaction:
         """
         mover = self.to(tensor.device)
         full = tensor.new_full((tensor.shape[0], self.length, tensor.shape[2]), float("nan"))
-        full = full.masked_fill(~real.to(tensor.device).unsqueeze(2), 0.0)
+        full = full.masked_fill(~real.to(tensor.device, non_blocking=True).unsqueeze(2), 0.0)
         if mover.valid is not None:
             fillers = full.gather(1, mover.index.unsqueeze(2).expand_as(tensor))
             tensor = torch.where(mover.valid.unsqueeze(2), tensor, fillers)

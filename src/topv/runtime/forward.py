@@ -180,7 +180,7 @@ class Forward:
             scores = self.method.score(self._evidence(number, device), bucket.count)
             self.outcome.importance.append(scores if self.method.has_importance else None)
             if bucket.protected is not None:
-                scores = scores.masked_fill(bucket.protected.to(device), float("inf"))
+                scores = scores.masked_fill(bucket.protected.to(device, non_blocking=True), float("inf"))
             recovered = min(self.method.recovered(bucket.count, bucket.tokens), bucket.count - bucket.most_protected)
             selection = select(scores, bucket.count, recovered)
             self.outcome.kept.append(selection.indices)
@@ -196,7 +196,9 @@ class Forward:
         if self._attention is not None:
             samples = torch.tensor([grid.sample for grid in bucket.grids]).unsqueeze(1)
             columns = torch.stack([grid.columns for grid in bucket.grids]) + self.past
-            attention = self._attention.to(device)[samples.to(device), columns.to(device)]
+            attention = self._attention.to(device)[
+                samples.to(device, non_blocking=True), columns.to(device, non_blocking=True)
+            ]
         return Evidence(
             rows_and_columns=bucket.grids[0].rows_and_columns,
             coordinates=coordinates(bucket.grids[0].rows_and_columns).to(device, non_blocking=True),

@@ -1,0 +1,5 @@
+"""`python -m topv` is the `topv` command."""
+
+from topv.cli.main import main
+
+raise SystemExit(main())
