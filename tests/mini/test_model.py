@@ -60,9 +60,7 @@ def test_packed_questions_equal_single_ones(processor, batch, attention):
     with torch.no_grad():
         model.set_attn_implementation(attention)
         _, visual = see(model, held["pixels"])
-        packed = answer_logits(
-            model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user
-        )
+        packed = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user)
         model.set_attn_implementation("sdpa")
         for row, tasks in enumerate(batch.tasks):
             image = draw_scene(row, "validation").image
@@ -82,9 +80,7 @@ def test_exact_match_equals_greedy_generation(processor, batch):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(25):
         _, visual = see(model, held["pixels"])
-        logits = answer_logits(
-            model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user
-        )
+        logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), held["targets"].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -92,9 +88,7 @@ def test_exact_match_equals_greedy_generation(processor, batch):
     model.eval()
     with torch.no_grad():
         _, visual = see(model, held["pixels"])
-        logits = answer_logits(
-            model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user
-        )
+        logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user)
     matches = exact_matches(logits, batch)
     for task in ("recognition", "existence", "relation"):
         generated = []

@@ -7,6 +7,7 @@ gradients.
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["average_gradients", "launch", "rank", "world"]
+
+
+_PATIENCE = datetime.timedelta(minutes=10)
 
 
 def world() -> int:
@@ -58,7 +62,7 @@ def average_gradients(parameters: list[Tensor], seconds: float) -> float:
 
 def _member(number: int, count: int, meeting: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=count)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=count, timeout=_PATIENCE)
     try:
         work(*arguments)
     finally:

@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plot(options.out / "log.csv", options.out / "curves.png")
         return
     from topv.mini.crew import launch
+    from topv.mini.training import prepare_processor
 
+    prepare_processor(preset, options.out)
     launch(
         _train, options.processes, (preset.name, options.out, options.minutes, options.seed, options.validate_minutes)
     )

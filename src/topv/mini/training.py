@@ -21,7 +21,7 @@ from topv.mini.presets import Preset
 from topv.mini.questions import TASKS
 from topv.mini.validation import validate
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "prepare_processor"]
 
 _VALIDATION_SCENES = 96
 _DENSE_SHARE = 0.3
@@ -34,6 +34,19 @@ def autocast_dtype(device: str) -> torch.dtype:
         return torch.bfloat16
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+def prepare_processor(preset: Preset, out: Path) -> Any:
+    """The processor of a training: read from its folder, or trained and written there the first time."""
+    folder = out / "processor"
+    if (folder / "processor_config.json").is_file():
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+    processor = build_processor(preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    processor.save_pretrained(folder)
+    return processor
 
 
 class Trainer:
@@ -50,8 +63,7 @@ class Trainer:
         if minutes <= 0:
             raise ValueError(f"Training for {minutes} minutes; expected a number above 0.")
         self.preset, self.out, self.minutes = preset, out, minutes
-        out.mkdir(parents=True, exist_ok=True)
-        self.processor = self._processor()
+        self.processor = prepare_processor(preset, out)
         tokenizer = self.processor.tokenizer
         self.user = tokenizer.convert_tokens_to_ids(USER)
         torch.manual_seed(seed)
@@ -77,17 +89,6 @@ class Trainer:
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"model": self.model, "heads": self.heads}
-
-    def _processor(self) -> Any:
-        folder = self.out / "processor"
-        if (folder / "tokenizer.json").is_file():
-            from transformers import AutoProcessor
-
-            return AutoProcessor.from_pretrained(folder)
-        processor = build_processor(self.preset)
-        if crew.rank() == 0:
-            processor.save_pretrained(folder)
-        return processor
 
     def _optimizer(self) -> torch.optim.AdamW:
         groups: dict[tuple[str, bool], list[Tensor]] = {}

@@ -1,0 +1,76 @@
+import csv
+import json
+
+import pytest
+import torch
+
+from topv.mini.checkpoints import load_checkpoint, save_checkpoint
+from topv.mini.export import export
+from topv.mini.presets import PRESETS, get_preset
+from topv.mini.train import main
+from topv.mini.training import Trainer
+
+
+def test_checkpoint_restores_everything(tmp_path):
+    def make():
+        torch.manual_seed(1)
+        module = torch.nn.Linear(3, 2)
+        return module, torch.optim.AdamW(module.parameters(), lr=0.1), {"weight": torch.zeros(2, 3)}
+
+    module, optimizer, average = make()
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    average["weight"].fill_(3.0)
+    save_checkpoint(tmp_path, {"model": module}, average, optimizer, {"step": 1})
+    other, fresh, empty = make()
+    assert load_checkpoint(tmp_path, {"model": other}, empty, fresh) == {"step": 1}
+    torch.testing.assert_close(other.weight, module.weight, rtol=0, atol=0)
+    torch.testing.assert_close(empty, average, rtol=0, atol=0)
+    for net, steps in ((module, optimizer), (other, fresh)):
+        net.zero_grad()
+        net(torch.ones(1, 3)).sum().backward()
+        steps.step()
+    torch.testing.assert_close(other.weight, module.weight, rtol=0, atol=0)
+
+
+def test_nothing_to_resume(tmp_path):
+    module = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(module.parameters())
+    assert load_checkpoint(tmp_path, {"model": module}, {}, optimizer) is None
+
+
+@pytest.mark.slow
+def test_train_resume_export_plot(tmp_path):
+    run = tmp_path / "run"
+    main(["--preset", "tiny", "--out", str(run), "--minutes", "0.15"])
+    first = json.loads((run / "last.json").read_text())
+    assert first["joint_step"] > 0
+    Trainer(get_preset("tiny"), run, 0.2).run()
+    second = json.loads((run / "last.json").read_text())
+    assert second["step"] > first["step"]
+    assert second["seconds"] >= 0.2 * 60
+    with (run / "log.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == sorted(steps)
+    with pytest.raises(ValueError, match="preset 'tiny', not 'cpu'"):
+        Trainer(get_preset("cpu"), run, 1.0)
+    export(run, tmp_path / "weights")
+    assert (tmp_path / "weights" / "tokenizer.json").is_file()
+    assert max(file.stat().st_size for file in (tmp_path / "weights").iterdir()) <= 15e6
+    main(["--out", str(run), "--plot"])
+    assert (run / "curves.png").stat().st_size > 1000
+
+
+def test_accelerator_preset_keeps_its_budget():
+    preset = PRESETS["accelerator"]
+    assert preset.geometry.grid**2 == 576
+    assert preset.text_layers == 24
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ValueError, match="'gpu'; expected one of cpu, accelerator"):
+        get_preset("gpu")
+    with pytest.raises(ValueError, match="for 0 minutes"):
+        Trainer(get_preset("tiny"), tmp_path, 0)
+    with pytest.raises(FileNotFoundError, match="train past the first validation"):
+        export(tmp_path, tmp_path / "weights")
