@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-foreground", action="store_true", help="leave out the foreground table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables there, as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every answer there")
-    add_model_options(parser)
+    add_model_options(parser, answers=False)
 
 
 def _shares(text: str) -> list[float]:

@@ -16,7 +16,6 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "compare": "ask the same questions under several methods, side by side, with an HTML report",
-    "eval": "measure accuracy on the bundled tasks, every method at equal savings of visual FLOPs",
     "generate": "answer one question about one image, pruned, as a stream",
     "eval": "accuracy of every method on the bundled tasks, at equal savings of visual FLOPs",
     "env": "show versions, device and attention backends, for bug reports",

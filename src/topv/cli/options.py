@@ -48,8 +48,8 @@ def positive_int(text: str) -> int:
     return number
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --device, --dtype and --max-new-tokens."""
+def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) -> None:
+    """--model, --device, --dtype, and with `answers` --max-new-tokens."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -62,6 +62,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype", default="auto", help="auto (bfloat16 on CUDA, float32 on a CPU), float32, float16, bfloat16"
     )
+    if not answers:
+        return
     group.add_argument(
         "--max-new-tokens", type=positive_int, default=64, metavar="N", help="longest answer, in tokens (64)"
     )
