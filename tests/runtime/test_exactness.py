@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import topv
+from exactness_settings import BACKENDS, KEEPS, methods, uncompiled
 from reference import generated_reference, masked_forward, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava, tiny_llava
 
 SINGLE = [[3, "image", 4]]
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]
 MIDDLE_AND_LAST = [["image", 2], [4, "image"], [2, "image", 1]]
-KEEPS: list[float | int] = [1.0, 0.5, 0.25, 0.1, 1]
-BACKENDS = ["eager", "sdpa", "flex_attention"]
-
-
-def methods(keep: float | int) -> list[topv.Method]:
-    return [
-        topv.TopV(keep=keep),
-        topv.TopV(keep=keep, importance="potential", target="pre_norm", gamma=0.1, beta=0.5, recovery=0.3),
-        topv.TopV(keep=keep, importance="relaxed", target="attention"),
-        topv.FastV(keep=keep),
-        topv.FastV(keep=keep, attention="full", layer=3),
-        topv.Random(keep=keep, layer=1),
-        topv.Uniform(keep=keep, layer=4),
-        topv.MeanCost(keep=keep, target="mlp"),
-    ]
-
-
-@contextlib.contextmanager
-def uncompiled() -> Iterator[None]:
-    """flex_attention without its compiled kernels, which cost a minute of compilation for each shape on a CPU."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def reference_of(backend: str, layers: int = 5) -> Any:

@@ -120,10 +120,12 @@ class Forward:
         """Whether the method asked for `evidence` and this forward has something to prune."""
         return self.prunes and evidence in self.method.needs
 
+    @torch.no_grad()
     def read_source(self, hidden_states: torch.Tensor) -> None:
         """Take the visual tokens that enter layer `layer - 1` from (B, T, D)."""
         self._source = self._visual(hidden_states)
 
+    @torch.no_grad()
     def read_target(self, hidden_states: torch.Tensor) -> None:
         """Take the visual tokens at the method's target position from (B, T, D)."""
         self._target = self._visual(hidden_states)
@@ -133,6 +135,7 @@ class Forward:
         self._key_tap = KeyTap(cache)
         return self._key_tap
 
+    @torch.no_grad()
     def read_attention(self, attention: nn.Module, arguments: dict[str, Any]) -> None:
         """Take the last prompt token's attention in layer `layer - 1`, which has just run with `arguments`."""
         if self.plan is None or self._key_tap is None:
@@ -163,6 +166,7 @@ class Forward:
 
     # ---- selection ------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def choose(self, hidden_states: torch.Tensor) -> None:
         """Select the tokens that stay, given what enters layer `layer`, and build the compaction."""
         plan = self.plan
