@@ -33,9 +33,9 @@ what the numbers mean:
   FLOPs saved     share of the decoder's work on visual tokens that was not done, from the shapes that ran
   KV cache        bytes of keys and values after the prefill
   prefill,        time as a ratio to the unpruned model: 0.60 takes 60 % of its time. In brackets the interval that
-  decode          holds the median with 95 % probability or more; "~" where it includes 1, so that no difference
-                  was measured. All methods run in turn, since a machine does not hold still. Prefill includes the
-                  image encoder, which no method here makes faster.
+  decode          holds the median with 95 % probability or more (from six rounds on, over all questions); "~" where
+                  it includes 1, so that no difference was measured. All methods run in turn, since a machine does
+                  not hold still. Prefill includes the image encoder, which no method here makes faster.
   foreground      built-in pictures: share of the patches with an object or a word whose tokens were kept"""
 
 _METHODS = "none,fastv,topv"
@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML report")
     out.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, to standard output without FILE")
     out.add_argument("--no-timing", action="store_true", help="answers and savings only")
-    out.add_argument("--repetitions", type=positive_int, default=7, metavar="N", help="timed rounds (7)")
+    out.add_argument(
+        "--repetitions", type=positive_int, metavar="N", help="timed rounds per question (7; 3 with several questions)"
+    )
     out.add_argument(
         "--decode-steps", type=positive_int, default=8, metavar="N", help="timed steps after the prefill (8)"
     )
@@ -91,7 +93,9 @@ def run(args: argparse.Namespace) -> int:
     with progress(f"Loading {args.model}"):
         model, processor = load_model(args.model, dtype=args.dtype, device=args.device)
     _check_methods(model, specs)
-    plan = None if args.no_timing else TimingPlan(args.repetitions, 1, args.decode_steps)
+    # Ratios are pooled over the questions, so several need fewer rounds each.
+    repetitions = args.repetitions or (7 if len(subjects) == 1 else 3)
+    plan = None if args.no_timing else TimingPlan(repetitions, warmup=1, decode_steps=args.decode_steps)
     cases = _run_cases(
         model,
         processor,

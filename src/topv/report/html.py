@@ -34,6 +34,7 @@ def render_html(comparison: Comparison) -> str:
         comparison=comparison,
         summaries=comparison.summaries,
         cases=[(case, _inline(_seen(case)), _figures(case)) for case in comparison.cases],
+        pooled_coverage=max((row.prefill.coverage for row in comparison.summaries if row.prefill), default=0.0),
         any_recovered=any(result.recovered for case in comparison.cases for result in case.results),
         any_importance=any(result.importance for case in comparison.cases for result in case.results),
         any_asked=any(summary.asked for summary in comparison.summaries),
