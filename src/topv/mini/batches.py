@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from topv.mini.canvas import IGNORED
 from topv.mini.geometry import Geometry
+from topv.mini.pages import draw_page
 from topv.mini.questions import TASKS, Question
 from topv.mini.randomness import Stream
 from topv.mini.scenes import draw_scene
@@ -36,11 +37,11 @@ _LONG_SHARE = {
 
 @dataclass
 class Batch:
-    """One batch of ``B`` scenes with ``A`` question-and-answer tokens each.
+    """One batch: ``B`` scenes with ``A`` question-and-answer tokens each, then ``E`` pages of letters.
 
     Attributes:
-        pixels: uint8 (B, size, size, 3).
-        labels: dense labels, int64 (B, rows * cols, heads).
+        pixels: uint8 (B + E, size, size, 3).
+        labels: dense labels, int64 (B + E, rows * cols, heads).
         tokens: int64 (B, A), empty for a tower batch.
         segments: int64 (B, A); 0 is padding, k the k-th question of the row.
         offsets: int64 (B, A); position behind the image prefix.
@@ -97,11 +98,24 @@ def _chosen(stream: Stream, questions: list[Question], kind: str, everything: bo
     return kept if everything else stream.sample(kept, len(kept))
 
 
-def draw_batch(tokenizer_file: str, split: str, start: int, count: int, geometry: Geometry, room: int) -> Batch:
-    """Draw scenes ``start`` to ``start + count - 1`` of a split; ``room`` 0 leaves the questions out."""
+def draw_batch(
+    tokenizer_file: str, split: str, start: int, count: int, geometry: Geometry, room: int, pages: int = 0
+) -> Batch:
+    """Draw a batch.
+
+    Args:
+        tokenizer_file: the ``tokenizer.json`` to encode questions with.
+        split: split to draw from.
+        start, count: scenes ``start`` to ``start + count - 1``.
+        geometry: image and patch size.
+        room: tokens for questions behind each image; 0 leaves the questions out.
+        pages: pages of letters behind the scenes, that only the tower learns from.
+    """
     drawn = [draw_scene(seed, split, geometry) for seed in range(start, start + count)]
-    pixels = np.stack([np.asarray(scene.image, dtype=np.uint8) for scene in drawn])
-    labels = np.stack([scene.labels.reshape(geometry.grid**2, -1) for scene in drawn])
+    sheets = [draw_page(page, geometry) for page in range(pages * start, pages * (start + 1))]
+    pixels = np.stack([*(np.asarray(scene.image, dtype=np.uint8) for scene in drawn), *(s[0] for s in sheets)])
+    every = [scene.labels for scene in drawn] + [dense for _, dense in sheets]
+    labels = np.stack(every).reshape(len(every), geometry.grid**2, -1)
     rows = []
     tokenizer = _tokenizer(tokenizer_file) if room else None
     for seed, scene in zip(range(start, start + count), drawn, strict=True):
@@ -135,7 +149,7 @@ def _start_worker() -> None:
 
 
 def stream_batches(
-    tokenizer_file: str, start: int, count: int, stride: int, geometry: Geometry, room: int, workers: int
+    tokenizer_file: str, start: int, count: int, stride: int, geometry: Geometry, room: int, pages: int, workers: int
 ) -> Generator[Batch, None, None]:
     """Training batches of ``count`` scenes, without end, drawn ahead by worker processes.
 
@@ -146,7 +160,7 @@ def stream_batches(
         try:
             while True:
                 while len(pending) < 4 * workers:
-                    job = pool.submit(draw_batch, tokenizer_file, "train", start, count, geometry, room)
+                    job = pool.submit(draw_batch, tokenizer_file, "train", start, count, geometry, room, pages)
                     pending.append(job)
                     start += stride
                 yield pending.popleft().result()

@@ -24,7 +24,6 @@ from topv.mini.validation import validate
 __all__ = ["Trainer", "prepare_processor"]
 
 _VALIDATION_SCENES = 96
-_DENSE_SHARE = 0.3
 _COLUMNS = ("step", "minutes", "stage", "rate", "dense_loss", "patch_accuracy", "answer_loss", "mean", *TASKS)
 
 
@@ -134,10 +133,16 @@ class Trainer:
             features, visual = see(self.model, held["pixels"])
             if joint:
                 logits = answer_logits(
-                    self.model, visual, held["tokens"], held["segments"], held["offsets"], self.dtype, self.user
+                    self.model,
+                    visual[: len(held["tokens"])],
+                    held["tokens"],
+                    held["segments"],
+                    held["offsets"],
+                    self.dtype,
+                    self.user,
                 )
         dense, right = dense_loss(self.heads, self.model, features, visual, held["labels"])
-        loss = dense * (_DENSE_SHARE if joint else 1.0)
+        loss = dense
         measured = {"dense_loss": dense.item(), "patch_accuracy": right.item()}
         if joint:
             answers = answer_loss(logits, held["targets"], held["weights"])
@@ -191,7 +196,8 @@ class Trainer:
             size = (preset.joint_batch if joint else preset.tower_batch) // crew.world()
             source = stream_batches(
                 tokenizer_file, self.state["scene"] + crew.rank() * size, size, size * crew.world(), preset.geometry,
-                preset.answer_tokens if joint else 0, max(1, preset.workers // crew.world()),
+                preset.answer_tokens if joint else 0, preset.pages // crew.world(),
+                max(1, preset.workers // crew.world()),
             )  # fmt: skip
             self._run_stage(source, joint, size * crew.world(), held_out, log_seconds, validate_seconds)
             source.close()

@@ -1,0 +1,70 @@
+"""Pages full of letters, from which the tower alone learns to read.
+
+A scene shows a dozen letters, a page a hundred: reading is what takes longest to learn, and pages make it several
+times faster. They ask no questions and belong to no split.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topv.mini.backgrounds import TRAIN_BACKGROUNDS, draw_background
+from topv.mini.canvas import Canvas
+from topv.mini.fonts import TRAIN_FONTS, cap_height
+from topv.mini.geometry import Geometry
+from topv.mini.randomness import Stream
+from topv.mini.shapes import COLOURS
+from topv.mini.words import LETTERS
+
+__all__ = ["draw_page"]
+
+_CAPS = ((12, 16), (16, 24), (24, 36))
+_SEED_MARK = 7
+_MOST_PARTS = 240
+_DARK = ("black", "blue", "purple")
+
+
+def draw_page(seed: int, geometry: Geometry) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw one page.
+
+    Returns:
+        pixels (size, size, 3) and dense labels (rows, cols, heads), as of a scene.
+    """
+    stream = Stream(_SEED_MARK, seed)
+    background = draw_background(stream, stream.choice(tuple(TRAIN_BACKGROUNDS)), geometry.size)
+    canvas = Canvas(geometry, background)
+    size_class = stream.below(len(_CAPS))
+    y = stream.between(1, 12)
+    while True:
+        cap = geometry.scaled(stream.between(*_CAPS[size_class]))
+        if y + cap > geometry.size - 1 or len(canvas.labels) > _MOST_PARTS:
+            break
+        _write_row(stream, canvas, y, cap, size_class)
+        y += cap + stream.between(3, 3 + cap // 2)
+    return np.asarray(canvas.image, dtype=np.uint8), canvas.measure()[1]
+
+
+def _write_row(stream: Stream, canvas: Canvas, y: int, cap: int, size_class: int) -> None:
+    """Words from left to right, now and then on a panel as in a diagram."""
+    size, font = canvas.geometry.size, stream.choice(TRAIN_FONTS)
+    pixels = round(cap / cap_height(font))
+    x = stream.between(1, 14)
+    while len(canvas.labels) < _MOST_PARTS:
+        text = "".join(stream.choice(LETTERS) for _ in range(stream.between(1, 8)))
+        spacing = stream.between(0, 2)
+        while text and x + canvas.word_width(text, font, pixels, spacing) > size - 1:
+            text = text[:-1]
+        if not text:
+            return
+        colour = stream.choice(tuple(COLOURS))
+        red, green, blue = (min(255, max(0, value + stream.between(-14, 14))) for value in COLOURS[colour])
+        width = canvas.word_width(text, font, pixels, spacing)
+        if stream.chance(0.25):
+            light = stream.between(225, 255) if colour in _DARK else stream.between(0, 25)
+            canvas.pen.rectangle([x - 3, y - 3, x + width + 2, y + cap + 2], fill=(light, light, light))
+        parts = canvas.add_letters(text, font, pixels, (red, green, blue), (x, y), spacing)
+        for part in parts:
+            canvas.label(part, "colour", 1 + tuple(COLOURS).index(colour))
+            canvas.label(part, "size", size_class)
+        x += width + stream.between(5, 14)
