@@ -6,14 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import output_capturing
 
 import topv
 from reference import generated_reference, masked_forward, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
 
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]
+# Before generation encoded images ahead of expanding beams, transformers dealt a sample's several images out wrongly.
+expands_images = pytest.mark.skipif(
+    not hasattr(GenerationMixin, "_expand_multimodal_outputs"),
+    reason="this transformers expands several images per sample in the wrong order",
+)
 METHODS = [topv.TopV(keep=0.5), topv.FastV(keep=0.25), topv.VTW(), topv.Random(keep=0.3, seed=4)]
 
 
@@ -23,6 +29,7 @@ def beam_log_probability(model: Any, inputs: Any, sequences: torch.Tensor, kept:
     return logits.log_softmax(-1).gather(2, generated.unsqueeze(2)).squeeze(2).sum(1)
 
 
+@expands_images
 @pytest.mark.parametrize("method", METHODS)
 def test_beam_search_scores_are_the_masked_models(method: topv.Method) -> None:
     model, inputs = shared_llava(), prompt(BATCH)
@@ -52,6 +59,7 @@ def test_beam_search_scores_are_the_masked_models(method: topv.Method) -> None:
     assert torch.allclose(out.sequences_scores, want, atol=1e-4)
 
 
+@expands_images
 @pytest.mark.parametrize("method", METHODS)
 def test_sampling_and_several_sequences(method: topv.Method) -> None:
     model, inputs = shared_llava(), prompt(BATCH)
@@ -162,6 +170,9 @@ def test_returned_hidden_states_have_full_length() -> None:
     assert all(state.shape == (4, 1, 32) for step in out.hidden_states[1:] for state in step)
 
 
+@pytest.mark.skipif(
+    not hasattr(output_capturing, "select_hidden_states"), reason="this transformers captures all states or none"
+)
 def test_selected_hidden_states() -> None:
     model, inputs = shared_llava(), prompt(BATCH)
     with topv.prune(model, topv.TopV(keep=0.5, layer=2)), torch.no_grad():
