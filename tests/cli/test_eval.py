@@ -1,0 +1,51 @@
+"""`topv eval` from the command line, on a handful of questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from topv.cli.main import main
+
+
+def test_tables_and_answers_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, answers = tmp_path / "sub" / "results.md", tmp_path / "answers.json"
+    command = ["eval", "--questions", "2", "--tasks", "counting,existence", "--methods", "vtw,uniform,topv:eps=0.2"]
+    assert main([*command, "--reductions", "0.5", "--out", str(out), "--json", str(answers)]) == 0
+    text = out.read_text()
+    assert text.strip() in capsys.readouterr().out.replace("\r", "")
+    assert "`topv eval --questions 2" in text
+    assert "### 50% of visual FLOPs removed" in text
+    for label in ("unpruned", "vtw", "uniform", "topv eps=0.2"):
+        assert f"| {label} |" in text
+    assert "| topv eps=0.2 (relaxed) |" in text
+    found: dict[str, Any] = json.loads(answers.read_text())["answers"]
+    assert set(found) == {"unpruned", "vtw@0.5", "uniform@0.5", "topv eps=0.2@0.5"}
+    assert [len(found["unpruned"][task]) for task in ("counting", "existence")] == [2, 2]
+    assert found["topv eps=0.2@0.5"]["counting"][0]["kept_tokens"] < 144
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "countin"], "Did you mean 'counting'"),
+        (["--methods", "topw"], "Did you mean 'topv'"),
+        (["--reductions", "0.99"], "out of reach"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_errors_are_one_clear_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--questions", "1", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [["--reductions", "0"], ["--reductions", "x"], ["--questions", "0"]])
+def test_options_out_of_range(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", *arguments])
+    assert stopped.value.code == 2
