@@ -102,7 +102,7 @@ def test_exact_match_equals_greedy_generation(processor, batch):
 
 def test_dense_heads_see_every_label(processor, batch):
     model = make_model(processor)
-    heads = DenseHeads(PRESET.vision_width, processor.tokenizer)
+    heads = DenseHeads(PRESET, processor.tokenizer)
     held = to_tensors(batch, "cpu")
     features, visual = see(model, held["pixels"])
     loss, right = dense_loss(heads, model, features, visual, held["labels"])

@@ -21,9 +21,9 @@ def test_checkpoint_restores_everything(tmp_path):
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     average["weight"].fill_(3.0)
-    save_checkpoint(tmp_path, {"model": module}, average, optimizer, {"step": 1})
+    save_checkpoint(tmp_path, {"model": module}, average, [optimizer], {"step": 1})
     other, fresh, empty = make()
-    assert load_checkpoint(tmp_path, {"model": other}, empty, fresh) == {"step": 1}
+    assert load_checkpoint(tmp_path, {"model": other}, empty, [fresh]) == {"step": 1}
     torch.testing.assert_close(other.weight, module.weight, rtol=0, atol=0)
     torch.testing.assert_close(empty, average, rtol=0, atol=0)
     for net, steps in ((module, optimizer), (other, fresh)):
@@ -36,7 +36,7 @@ def test_checkpoint_restores_everything(tmp_path):
 def test_nothing_to_resume(tmp_path):
     module = torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(module.parameters())
-    assert load_checkpoint(tmp_path, {"model": module}, {}, optimizer) is None
+    assert load_checkpoint(tmp_path, {"model": module}, {}, [optimizer]) is None
 
 
 @pytest.mark.slow

@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 
 from topv.mini.canvas import IGNORED
 from topv.mini.geometry import Geometry
+from topv.mini.mentions import mention_targets
 from topv.mini.pages import draw_page
 from topv.mini.questions import TASKS, Question
 from topv.mini.randomness import Stream
-from topv.mini.scenes import draw_scene
+from topv.mini.scenes import Scene, draw_scene
 
-__all__ = ["ASSISTANT", "END", "Batch", "draw_batch", "pack", "stream_batches"]
+__all__ = ["ASSISTANT", "END", "Batch", "Encoded", "draw_batch", "pack", "stream_batches"]
 
 ASSISTANT, END = "<|assistant|>", "<|end|>"
+_SPARE_FROM = 1 << 24
 _LONG_SHARE = {
     "objects": {"caption": 0.15, "description": 0.12},
     "words": {"caption": 0.5, "description": 0.5},
@@ -47,6 +49,7 @@ class Batch:
         offsets: int64 (B, A); position behind the image prefix.
         targets: int64 (B, A); the next token where it belongs to an answer, else -100.
         weights: float32 (B, A); weight of each target.
+        mentions: int64 (B, A, 3); count, grid row and grid column that a noun refers to, else -100.
         tasks: for each row the tasks of its segments, as indices into ``TASKS``.
     """
 
@@ -57,38 +60,60 @@ class Batch:
     offsets: NDArray[np.int64]
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]
+    mentions: NDArray[np.int64]
     tasks: list[list[int]]
 
 
-def pack(
-    questions: list[tuple[list[int], list[int], int]], room: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], list[int]]:
-    """Lay questions behind one another, leaving out those that no longer fit.
+@dataclass(frozen=True)
+class Encoded:
+    """A question in tokens: with the assistant mark, its answer with the end mark, what its nouns refer to."""
 
-    Args:
-        questions: (question tokens with the assistant mark, answer tokens with the end mark, task index).
-        room: number of tokens in the row.
+    asked: list[int]
+    answered: list[int]
+    mentions: NDArray[np.int64]
+    task: int
 
-    Returns:
-        tokens, segments, offsets, targets, weights, each (room,), and the tasks of the segments.
-    """
-    tokens, segments, offsets = (np.zeros(room, dtype=np.int64) for _ in range(3))
-    targets, weights = np.full(room, IGNORED, dtype=np.int64), np.zeros(room, dtype=np.float32)
-    tasks: list[int] = []
+
+@dataclass
+class Row:
+    """Questions laid behind one another; arrays are (room, ...) as in ``Batch``."""
+
+    tokens: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    mentions: NDArray[np.int64]
+    tasks: list[int]
+
+
+def pack(questions: list[Encoded], room: int) -> Row:
+    """Lay questions behind one another in ``room`` tokens, leaving out those that no longer fit."""
+    row = Row(
+        tokens=np.zeros(room, dtype=np.int64),
+        segments=np.zeros(room, dtype=np.int64),
+        offsets=np.zeros(room, dtype=np.int64),
+        targets=np.full(room, IGNORED, dtype=np.int64),
+        weights=np.zeros(room, dtype=np.float32),
+        mentions=np.full((room, 3), IGNORED, dtype=np.int64),
+        tasks=[],
+    )
     at = 0
-    for asked, answered, task in questions:
-        whole = asked + answered[:-1]
-        if at + len(whole) > room:
-            continue
-        tasks.append(task)
+    for question in questions:
+        whole = question.asked + question.answered[:-1]
+        answer = len(question.answered)
         end = at + len(whole)
-        tokens[at:end] = whole
-        segments[at:end] = len(tasks)
-        offsets[at:end] = np.arange(len(whole))
-        targets[end - len(answered) : end] = answered
-        weights[end - len(answered) : end] = len(answered) ** -0.5
+        if end > room:
+            continue
+        row.tasks.append(question.task)
+        row.tokens[at:end] = whole
+        row.segments[at:end] = len(row.tasks)
+        row.offsets[at:end] = np.arange(len(whole))
+        row.targets[end - answer : end] = question.answered
+        row.weights[end - answer : end] = answer**-0.5
+        row.mentions[at : at + len(question.asked)] = question.mentions
         at = end
-    return tokens, segments, offsets, targets, weights, tasks
+    return row
 
 
 def _chosen(stream: Stream, questions: list[Question], kind: str, everything: bool) -> list[Question]:
@@ -98,8 +123,26 @@ def _chosen(stream: Stream, questions: list[Question], kind: str, everything: bo
     return kept if everything else stream.sample(kept, len(kept))
 
 
+def _draw(seed: int, split: str, geometry: Geometry, reading: float) -> Scene:
+    """A scene, or, for all but a share of those with letters, a scene of objects in its place."""
+    scene = draw_scene(seed, split, geometry)
+    if scene.plan.kind == "objects" or Stream(seed, 98).chance(reading):
+        return scene
+    other = _SPARE_FROM + 16 * seed
+    while (scene := draw_scene(other, split, geometry)).plan.kind != "objects":
+        other += 1
+    return scene
+
+
 def draw_batch(
-    tokenizer_file: str, split: str, start: int, count: int, geometry: Geometry, room: int, pages: int = 0
+    tokenizer_file: str,
+    split: str,
+    start: int,
+    count: int,
+    geometry: Geometry,
+    room: int,
+    pages: int = 0,
+    reading: float = 1.0,
 ) -> Batch:
     """Draw a batch.
 
@@ -109,9 +152,10 @@ def draw_batch(
         start, count: scenes ``start`` to ``start + count - 1``.
         geometry: image and patch size.
         room: tokens for questions behind each image; 0 leaves the questions out.
+        reading: share of the scenes with letters that are kept; the others give way to scenes of objects.
         pages: pages of letters behind the scenes, that only the tower learns from.
     """
-    drawn = [draw_scene(seed, split, geometry) for seed in range(start, start + count)]
+    drawn = [_draw(seed, split, geometry, reading) for seed in range(start, start + count)]
     sheets = [draw_page(page, geometry) for page in range(pages * start, pages * (start + 1))]
     pixels = np.stack([*(np.asarray(scene.image, dtype=np.uint8) for scene in drawn), *(s[0] for s in sheets)])
     every = [scene.labels for scene in drawn] + [dense for _, dense in sheets]
@@ -122,12 +166,15 @@ def draw_batch(
         encoded = []
         if tokenizer is not None:
             for q in _chosen(Stream(seed, 99), scene.questions, scene.plan.kind, split != "train"):
-                asked = tokenizer.encode(q.prompt + ASSISTANT).ids
-                encoded.append((asked, tokenizer.encode(f" {q.answer}{END}").ids, TASKS.index(q.task)))
+                asked = tokenizer.encode(q.prompt + ASSISTANT)
+                answered = tokenizer.encode(f" {q.answer}{END}").ids
+                mentions = mention_targets(asked, q.prompt, scene.items, geometry)
+                encoded.append(Encoded(asked.ids, answered, mentions, TASKS.index(q.task)))
         rows.append(pack(encoded, room))
-    used = max(16, -(-max(int((row[1] > 0).sum()) for row in rows) // 16) * 16) if room else 0
-    tokens, segments, offsets, targets, weights = (np.stack([row[i] for row in rows])[:, :used] for i in range(5))
-    return Batch(pixels, labels, tokens, segments, offsets, targets, weights, [row[5] for row in rows])
+    used = max(16, -(-max(int((row.segments > 0).sum()) for row in rows) // 16) * 16) if room else 0
+    names = ("tokens", "segments", "offsets", "targets", "weights", "mentions")
+    arrays = {name: np.stack([getattr(row, name) for row in rows])[:, :used] for name in names}
+    return Batch(pixels, labels, tasks=[row.tasks for row in rows], **arrays)
 
 
 _TOKENIZERS: dict[str, object] = {}
@@ -149,7 +196,15 @@ def _start_worker() -> None:
 
 
 def stream_batches(
-    tokenizer_file: str, start: int, count: int, stride: int, geometry: Geometry, room: int, pages: int, workers: int
+    tokenizer_file: str,
+    start: int,
+    count: int,
+    stride: int,
+    geometry: Geometry,
+    room: int,
+    pages: int,
+    reading: float,
+    workers: int,
 ) -> Generator[Batch, None, None]:
     """Training batches of ``count`` scenes, without end, drawn ahead by worker processes.
 
@@ -160,7 +215,7 @@ def stream_batches(
         try:
             while True:
                 while len(pending) < 4 * workers:
-                    job = pool.submit(draw_batch, tokenizer_file, "train", start, count, geometry, room, pages)
+                    job = pool.submit(draw_batch, tokenizer_file, "train", start, count, geometry, room, pages, reading)
                     pending.append(job)
                     start += stride
                 yield pending.popleft().result()

@@ -25,15 +25,20 @@ def _unique(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def save_checkpoint(
-    folder: Path, modules: dict[str, torch.nn.Module], average: dict[str, Tensor], optimizer: Any, state: dict[str, Any]
+    folder: Path,
+    modules: dict[str, torch.nn.Module],
+    average: dict[str, Tensor],
+    optimizers: list[Any],
+    state: dict[str, Any],
 ) -> None:
     """Write everything needed to go on: weights, their average, optimizer moments, counters."""
     tensors = {f"average.{name}": value for name, value in average.items()}
     for prefix, module in modules.items():
         tensors |= _unique(module.state_dict(), prefix)
-    for index, moments in optimizer.state_dict()["state"].items():
-        for name, value in moments.items():
-            tensors[f"optimizer.{index}.{name}"] = value
+    for number, optimizer in enumerate(optimizers):
+        for index, moments in optimizer.state_dict()["state"].items():
+            for name, value in moments.items():
+                tensors[f"optimizer.{number}.{index}.{name}"] = value
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / "last.safetensors.part"
     save_file(tensors, draft)
@@ -44,7 +49,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, modules: dict[str, torch.nn.Module], average: dict[str, Tensor], optimizer: Any
+    folder: Path, modules: dict[str, torch.nn.Module], average: dict[str, Tensor], optimizers: list[Any]
 ) -> dict[str, Any] | None:
     """Restore what ``save_checkpoint`` wrote, in place; None when there is nothing to restore."""
     numbers, note = folder / "last.safetensors", folder / "last.json"
@@ -60,10 +65,12 @@ def load_checkpoint(
             )
     for name in average:
         average[name].copy_(tensors[f"average.{name}"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    for number, optimizer in enumerate(optimizers):
+        moments: dict[int, dict[str, Tensor]] = {}
+        start = f"optimizer.{number}."
+        for name, value in tensors.items():
+            if name.startswith(start):
+                index, key = name.removeprefix(start).split(".")
+                moments.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads(note.read_text())

@@ -7,6 +7,7 @@ its first step.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,10 +17,22 @@ from torch import Tensor, nn
 from topv.mini.attention import TRAINING_ATTENTION
 from topv.mini.batches import Batch
 from topv.mini.canvas import HEADS, IGNORED, KINDS
+from topv.mini.mentions import MOST_COUNTED
+from topv.mini.presets import Preset
 from topv.mini.shapes import COLOURS, SHAPES
 from topv.mini.words import LETTERS
 
-__all__ = ["DenseHeads", "answer_logits", "answer_loss", "dense_loss", "packed_mask", "see"]
+__all__ = [
+    "DenseHeads",
+    "answer_logits",
+    "answer_loss",
+    "decode",
+    "dense_loss",
+    "mention_loss",
+    "packed_mask",
+    "see",
+    "to_tensors",
+]
 
 _RARE = {"kind": (0, 0.2), "colour": (0, 0.3), "centre": (0, 0.1)}
 _SHARES = {"kind": 3.0, "points_to": 0.15, "pointed_from": 0.15, "size": 0.4}
@@ -30,17 +43,22 @@ class DenseHeads(nn.Module):
     """Reads the dense labels off the tower's patches and the projected visual tokens; thrown away after training.
 
     Args:
-        width: width of the vision tower.
+        preset: sizes of tower, decoder and grid.
         tokenizer: names the tokens that the alignment pulls towards.
     """
 
     names: Tensor
     colours: Tensor
 
-    def __init__(self, width: int, tokenizer: Any) -> None:
+    def __init__(self, preset: Preset, tokenizer: Any) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.read = nn.Linear(width, sum(HEADS.values()))
+        classes_read, grid = sum(HEADS.values()), preset.geometry.grid
+        self.norm = nn.LayerNorm(preset.vision_width)
+        self.read = nn.Linear(preset.vision_width, classes_read)
+        self.visual_norm = nn.LayerNorm(preset.text_width)
+        self.visual_read = nn.Linear(preset.text_width, classes_read + 2 * grid)
+        self.mention_norm = nn.LayerNorm(preset.text_width)
+        self.mention_read = nn.Linear(preset.text_width, 1 + MOST_COUNTED + 2 * grid)
         for head, classes in HEADS.items():
             weight = torch.ones(classes)
             if head in _RARE:
@@ -70,17 +88,8 @@ def see(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return hidden, model.model.multi_modal_projector(hidden)
 
 
-def dense_loss(
-    heads: DenseHeads, model: Any, features: Tensor, visual: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss on the dense labels, and the share of foreground patches whose kind is right.
-
-    Args:
-        features: (B, P, vision width).
-        visual: (B, P, text width).
-        labels: int64 (B, P, heads).
-    """
-    scores = heads.read(heads.norm(features.float())).float()
+def _labels_loss(heads: DenseHeads, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of scores (B, P, classes of all heads), and the share of foreground patches whose kind is right."""
     total = scores.new_zeros(())
     split = scores.split(list(HEADS.values()), dim=-1)
     for index, (name, score) in enumerate(zip(HEADS, split, strict=True)):
@@ -91,6 +100,31 @@ def dense_loss(
         )
         rows = (target != IGNORED).float().mul(weight[target.clamp(min=0)]).sum().clamp(min=1)
         total = total + _SHARES.get(name, 1.0) * lost / rows
+    shown = labels[..., 0] > 0
+    right = (split[0].argmax(-1) == labels[..., 0])[shown].float().mean()
+    return total, right.detach()
+
+
+def dense_loss(
+    heads: DenseHeads, model: Any, features: Tensor, visual: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss on the dense labels, and the share of foreground patches whose kind is right.
+
+    Args:
+        features: (B, P, vision width).
+        visual: (B, P, text width).
+        labels: int64 (B, P, heads).
+    """
+    kinds = heads.read(heads.norm(features.float())).float()
+    total, right = _labels_loss(heads, kinds, labels)
+    grid = math.isqrt(labels.shape[1])
+    again, row, column = (
+        heads.visual_read(heads.visual_norm(visual.float())).float().split([kinds.shape[-1], grid, grid], dim=-1)
+    )
+    total = total + _labels_loss(heads, again, labels)[0]
+    place = torch.arange(labels.shape[1], device=labels.device).expand(labels.shape[:2])
+    total = total + F.cross_entropy(row.flatten(0, 1), (place // grid).flatten())
+    total = total + F.cross_entropy(column.flatten(0, 1), (place % grid).flatten())
     table = F.normalize(model.get_input_embeddings().weight.float(), dim=-1)
     directions = F.normalize(visual.float(), dim=-1)
     kind, colour = labels[..., 0], labels[..., 1]
@@ -99,9 +133,7 @@ def dense_loss(
         if bool(chosen.any()):
             near = _SHARPNESS * directions[chosen] @ table[ids].T
             total = total + F.cross_entropy(near, target[chosen])
-    shown = kind > 0
-    right = (split[0].argmax(-1) == kind)[shown].float().mean()
-    return total, right.detach()
+    return total, right
 
 
 def packed_mask(segments: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
@@ -123,10 +155,10 @@ def packed_mask(segments: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
-def answer_logits(
+def decode(
     model: Any, visual: Tensor, tokens: Tensor, segments: Tensor, offsets: Tensor, dtype: torch.dtype, user: int
-) -> Tensor:
-    """Logits behind every packed token.
+) -> tuple[Tensor, Tensor]:
+    """Logits behind every packed token, and the hidden states half-way up the decoder.
 
     Args:
         visual: (B, P, text width).
@@ -135,7 +167,7 @@ def answer_logits(
         user: id of the token that opens the user's turn, before the image.
 
     Returns:
-        (B, A, vocabulary).
+        (B, A, vocabulary) and (B, A, text width).
     """
     embed = model.get_input_embeddings()
     rows, patches = visual.shape[:2]
@@ -143,14 +175,40 @@ def answer_logits(
     opening = embed(torch.full((rows, 1), user, device=tokens.device))
     embeds = torch.cat([opening, visual.to(opening.dtype), embed(tokens)], dim=1)
     front = torch.arange(prefix, device=tokens.device).expand(rows, prefix)
-    hidden = model.model.language_model(
+    out = model.model.language_model(
         inputs_embeds=embeds,
         attention_mask=packed_mask(segments, prefix, dtype),
         position_ids=torch.cat([front, offsets + prefix], dim=1),
         use_cache=False,
+        output_hidden_states=True,
         **({"prefix": prefix} if model.config.text_config._attn_implementation == TRAINING_ATTENTION else {}),
-    ).last_hidden_state
-    return model.lm_head(hidden[:, prefix:])
+    )
+    middle = out.hidden_states[model.config.text_config.num_hidden_layers // 2]
+    return model.lm_head(out.last_hidden_state[:, prefix:]), middle[:, prefix:]
+
+
+def answer_logits(
+    model: Any, visual: Tensor, tokens: Tensor, segments: Tensor, offsets: Tensor, dtype: torch.dtype, user: int
+) -> Tensor:
+    """The logits of ``decode``."""
+    return decode(model, visual, tokens, segments, offsets, dtype, user)[0]
+
+
+def mention_loss(heads: DenseHeads, middle: Tensor, mentions: Tensor) -> Tensor:
+    """Loss on what the nouns of the questions refer to.
+
+    Args:
+        middle: hidden states half-way up the decoder, (B, A, text width).
+        mentions: int64 (B, A, 3), see ``Batch``.
+    """
+    nouns = mentions[..., 0] != IGNORED
+    scores = heads.mention_read(heads.mention_norm(middle[nouns].float())).float()
+    grid = (scores.shape[-1] - 1 - MOST_COUNTED) // 2
+    total = scores.new_zeros(())
+    for score, target in zip(scores.split([1 + MOST_COUNTED, grid, grid], dim=-1), mentions[nouns].T, strict=True):
+        lost = F.cross_entropy(score, target, ignore_index=IGNORED, reduction="sum")
+        total = total + lost / (target != IGNORED).sum().clamp(min=1)
+    return total
 
 
 def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -161,5 +219,5 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 def to_tensors(batch: Batch, device: str) -> dict[str, Tensor]:
     """A batch's arrays as tensors on a device."""
-    names = ("pixels", "labels", "tokens", "segments", "offsets", "targets", "weights")
+    names = ("pixels", "labels", "tokens", "segments", "offsets", "targets", "weights", "mentions")
     return {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}

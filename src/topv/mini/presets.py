@@ -35,13 +35,14 @@ class Preset:
     answer_tokens: int
     pages: int
     tower_share: float
+    reading_share: float
     tower_rate: float
     text_rate: float
     joint_tower_rate: float
     workers: int
     warmup_steps: int = 100
     weight_decay: float = 0.03
-    average: float = 0.998
+    average: float = 0.99
     device: str = "cpu"
 
     @property
@@ -57,22 +58,22 @@ PRESETS = {
         name="cpu", image_size=168, patch_size=14,
         vision_width=256, vision_layers=6, vision_heads=4, vision_mlp=768,
         text_width=256, text_layers=12, text_heads=4, text_kv_heads=2, text_mlp=512,
-        tower_batch=24, joint_batch=8, answer_tokens=192, pages=12, tower_share=0.3,
-        tower_rate=1e-3, text_rate=1e-3, joint_tower_rate=6e-4, workers=2,
+        tower_batch=24, joint_batch=8, answer_tokens=192, pages=12, tower_share=0.2, reading_share=0.35,
+        tower_rate=1e-3, text_rate=2e-3, joint_tower_rate=1e-3, workers=2,
     ),
     "accelerator": Preset(
         name="accelerator", image_size=336, patch_size=14,
         vision_width=256, vision_layers=8, vision_heads=4, vision_mlp=768,
         text_width=256, text_layers=24, text_heads=4, text_kv_heads=2, text_mlp=384,
-        tower_batch=256, joint_batch=128, answer_tokens=256, pages=64, tower_share=0.2,
-        tower_rate=1e-3, text_rate=1e-3, joint_tower_rate=4e-4, workers=14, device="cuda",
+        tower_batch=256, joint_batch=128, answer_tokens=256, pages=64, tower_share=0.2, reading_share=0.35,
+        tower_rate=1e-3, text_rate=2e-3, joint_tower_rate=1e-3, workers=14, device="cuda",
     ),
     "tiny": Preset(
         name="tiny", image_size=168, patch_size=14,
         vision_width=32, vision_layers=1, vision_heads=2, vision_mlp=32,
         text_width=32, text_layers=2, text_heads=2, text_kv_heads=1, text_mlp=32,
-        tower_batch=2, joint_batch=2, answer_tokens=96, pages=2, tower_share=0.5,
-        tower_rate=1e-3, text_rate=1e-3, joint_tower_rate=4e-4, workers=1, warmup_steps=2,
+        tower_batch=2, joint_batch=2, answer_tokens=96, pages=2, tower_share=0.3, reading_share=0.6,
+        tower_rate=1e-3, text_rate=2e-3, joint_tower_rate=1e-3, workers=1, warmup_steps=2,
     ),
 }  # fmt: skip
 """"tiny" is for tests: it runs every line of the trainer in seconds and learns nothing."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from topv.mini.canvas import Item
 from topv.mini.composition import Plan, compose
 from topv.mini.geometry import SHIPPED, Geometry
 from topv.mini.questions import TASKS, Question, ask
@@ -35,6 +36,7 @@ class Scene:
         questions: every question that applies.
         labels: dense labels per patch, int64 (rows, cols, heads); see ``topv.mini.canvas.HEADS``.
         plan: what was composed.
+        items: what questions can be about.
     """
 
     image: Image.Image
@@ -42,6 +44,7 @@ class Scene:
     questions: list[Question]
     labels: NDArray[np.int64]
     plan: Plan
+    items: list[Item]
 
 
 def scene_seed(seed: int, split: str) -> int:
@@ -77,7 +80,7 @@ def draw_scene(seed: int, split: str, geometry: Geometry = SHIPPED) -> Scene:
         foreground = canvas.foreground(counts)
         if canvas.items and low <= foreground.mean() <= high:
             questions = ask(stream, canvas, plan, counts)
-            return Scene(canvas.image, foreground, questions, labels, plan)
+            return Scene(canvas.image, foreground, questions, labels, plan, canvas.items)
     raise RuntimeError(
         f"Scene {seed} of split {split!r} found no layout with {low:.0%} to {high:.0%} foreground in {_ATTEMPTS}"
         f" attempts on {geometry}; take another seed or a larger image."

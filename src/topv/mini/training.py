@@ -16,7 +16,7 @@ from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import Batch, draw_batch, stream_batches
 from topv.mini.build import USER, build_model, build_processor
 from topv.mini.checkpoints import load_checkpoint, save_checkpoint
-from topv.mini.objective import DenseHeads, answer_logits, answer_loss, dense_loss, see, to_tensors
+from topv.mini.objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, see, to_tensors
 from topv.mini.presets import Preset
 from topv.mini.questions import TASKS
 from topv.mini.validation import validate
@@ -24,7 +24,19 @@ from topv.mini.validation import validate
 __all__ = ["Trainer", "prepare_processor"]
 
 _VALIDATION_SCENES = 96
-_COLUMNS = ("step", "minutes", "stage", "rate", "dense_loss", "patch_accuracy", "answer_loss", "mean", *TASKS)
+_EARLY_READING = 0.25
+_COLUMNS = (
+    "step",
+    "minutes",
+    "stage",
+    "rate",
+    "dense_loss",
+    "patch_accuracy",
+    "answer_loss",
+    "noun_loss",
+    "mean",
+    *TASKS,
+)
 
 
 def autocast_dtype(device: str) -> torch.dtype:
@@ -71,14 +83,14 @@ class Trainer:
         if self.device == "cpu":
             register()
             self.model.set_attn_implementation(TRAINING_ATTENTION)
-        self.heads = DenseHeads(preset.vision_width, tokenizer).to(self.device)
+        self.heads = DenseHeads(preset, tokenizer).to(self.device)
         self.clock = 0.0
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self.optimizer = self._optimizer()
+        self.optimizers = self._optimizers()
         self.state: dict[str, Any] = {
             "step": 0, "joint_step": 0, "scene": 0, "seconds": 0.0, "best": -1.0, "seed": seed, "preset": preset.name,
         }  # fmt: skip
-        restored = load_checkpoint(out, self._modules(), self.average, self.optimizer)
+        restored = load_checkpoint(out, self._modules(), self.average, self.optimizers)
         if restored is not None:
             if restored["preset"] != preset.name:
                 raise ValueError(
@@ -89,18 +101,25 @@ class Trainer:
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"model": self.model, "heads": self.heads}
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        groups: dict[tuple[str, bool], list[Tensor]] = {}
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices inside the layers, AdamW for everything else."""
+        layers: dict[str, list[Tensor]] = {"tower": [], "text": []}
+        rest: dict[str, list[Tensor]] = {"tower": [], "text": [], "heads": list(self.heads.parameters())}
         for name, parameter in self.model.named_parameters():
             part = "tower" if "vision_tower" in name else "text"
-            decays = parameter.ndim > 1 and "embed" not in name
-            groups.setdefault((part, decays), []).append(parameter)
-        groups["heads", False] = list(self.heads.parameters())
-        described = [
-            {"params": p, "part": part, "weight_decay": self.preset.weight_decay if decays else 0.0}
-            for (part, decays), p in groups.items()
-        ]
-        return torch.optim.AdamW(described, lr=0.0, betas=(0.9, 0.98), fused=True)
+            inside = ".layers." in name and parameter.ndim == 2
+            (layers if inside else rest)[part].append(parameter)
+        decay = self.preset.weight_decay
+        muon = torch.optim.Muon(
+            [{"params": p, "part": part, "weight_decay": decay} for part, p in layers.items()],
+            adjust_lr_fn="match_rms_adamw",
+        )
+        adamw = torch.optim.AdamW(
+            [{"params": p, "part": part, "weight_decay": 0.0} for part, p in rest.items()],
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        return [muon, adamw]
 
     @property
     def progress(self) -> float:
@@ -108,8 +127,15 @@ class Trainer:
         return min(1.0, self.state["seconds"] / (60 * self.minutes))
 
     @property
+    def stage(self) -> str:
+        """ "tower" alone; then "objects", with few questions that need reading; then "all"."""
+        if self.progress < self.preset.tower_share:
+            return "tower"
+        return "objects" if self.progress < self.preset.reading_share else "all"
+
+    @property
     def joint(self) -> bool:
-        return self.progress >= self.preset.tower_share
+        return self.stage != "tower"
 
     def _set_rates(self) -> float:
         preset, share = self.preset, self.preset.tower_share
@@ -122,7 +148,7 @@ class Trainer:
             factor = min(1.0, (self.state["step"] + 1) / preset.warmup_steps)
             factor *= 1 - 0.5 * self.progress / share
             rates = dict.fromkeys(("tower", "text", "heads"), preset.tower_rate)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = factor * rates[group["part"]]
         return factor
 
@@ -132,7 +158,7 @@ class Trainer:
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             features, visual = see(self.model, held["pixels"])
             if joint:
-                logits = answer_logits(
+                logits, middle = decode(
                     self.model,
                     visual[: len(held["tokens"])],
                     held["tokens"],
@@ -146,19 +172,22 @@ class Trainer:
         measured = {"dense_loss": dense.item(), "patch_accuracy": right.item()}
         if joint:
             answers = answer_loss(logits, held["targets"], held["weights"])
-            loss = loss + answers
-            measured["answer_loss"] = answers.item()
+            nouns = mention_loss(self.heads, middle, held["mentions"])
+            loss = loss + answers + nouns
+            measured |= {"answer_loss": answers.item(), "noun_loss": nouns.item()}
         if not math.isfinite(measured["dense_loss"] + measured.get("answer_loss", 0.0)):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state['step']}; restart from the last checkpoint with a"
                 " lower learning rate in the preset."
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         everything = [*self.model.parameters(), *self.heads.parameters()]
         self.clock = crew.average_gradients(everything, self.clock)
         torch.nn.utils.clip_grad_norm_(everything, 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         decay = min(self.preset.average, (1 + self.state["step"]) / (10 + self.state["step"]))
         current = [p.detach() for p in self.model.parameters()]
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
@@ -182,7 +211,7 @@ class Trainer:
         return accuracy
 
     def save(self) -> None:
-        save_checkpoint(self.out, self._modules(), self.average, self.optimizer, self.state)
+        save_checkpoint(self.out, self._modules(), self.average, self.optimizers, self.state)
 
     def run(self, log_seconds: float = 20.0, validate_seconds: float = 240.0) -> None:
         """Train until the minutes are used up, logging to ``log.csv``."""
@@ -192,21 +221,27 @@ class Trainer:
             for first in range(0, _VALIDATION_SCENES if crew.rank() == 0 else 0, 16)
         ]
         while self.progress < 1:
-            joint = self.joint
+            stage, joint = self.stage, self.joint
             size = (preset.joint_batch if joint else preset.tower_batch) // crew.world()
             source = stream_batches(
-                tokenizer_file, self.state["scene"] + crew.rank() * size, size, size * crew.world(), preset.geometry,
-                preset.answer_tokens if joint else 0, preset.pages // crew.world(),
-                max(1, preset.workers // crew.world()),
-            )  # fmt: skip
-            self._run_stage(source, joint, size * crew.world(), held_out, log_seconds, validate_seconds)
+                tokenizer_file,
+                start=self.state["scene"] + crew.rank() * size,
+                count=size,
+                stride=size * crew.world(),
+                geometry=preset.geometry,
+                room=preset.answer_tokens if joint else 0,
+                pages=preset.pages // crew.world(),
+                reading=_EARLY_READING if stage == "objects" else 1.0,
+                workers=max(1, preset.workers // crew.world()),
+            )
+            self._run_stage(source, stage, size * crew.world(), held_out, log_seconds, validate_seconds)
             source.close()
         if crew.rank() == 0:
             self._log(self._validate(held_out), 0.0)
             self.save()
 
     def _run_stage(
-        self, source: Any, joint: bool, size: int, held_out: list[Batch], log_seconds: float, validate_seconds: float
+        self, source: Any, stage: str, size: int, held_out: list[Batch], log_seconds: float, validate_seconds: float
     ) -> None:
         state, recent = self.state, list[dict[str, float]]()
         started = logged = validated = time.monotonic()
@@ -216,10 +251,10 @@ class Trainer:
             self.clock = before + time.monotonic() - started
             recent.append(self._step(batch))
             state["step"] += 1
-            state["joint_step"] += joint
+            state["joint_step"] += stage != "tower"
             state["scene"] += size
             state["seconds"] = self.clock
-            over = self.progress >= 1 or self.joint != joint
+            over = self.progress >= 1 or self.stage != stage
             now = time.monotonic()
             if crew.rank() == 0:
                 due = now - validated > validate_seconds
@@ -227,7 +262,7 @@ class Trainer:
                     row = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
                     recent.clear()
                     logged = now
-                    if due and joint:
+                    if due and stage != "tower":
                         row |= self._validate(held_out)
                     self._log(row, factor)
                 if due or over:
@@ -239,10 +274,13 @@ class Trainer:
     def _log(self, row: dict[str, float], factor: float) -> None:
         path = self.out / "log.csv"
         fresh = not path.is_file()
-        stage = "joint" if self.joint else "tower"
         whole = {
-            "step": self.state["step"], "minutes": self.state["seconds"] / 60, "stage": stage, "rate": factor, **row,
-        }  # fmt: skip
+            "step": self.state["step"],
+            "minutes": self.state["seconds"] / 60,
+            "stage": self.stage,
+            "rate": factor,
+            **row,
+        }
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS, restval="")
             if fresh:
