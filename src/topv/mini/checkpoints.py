@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "read_state", "save_checkpoint"]
 
 
 def _unique(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -48,12 +48,20 @@ def save_checkpoint(
     note.replace(folder / "last.json")
 
 
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The counters of a training, or None when it has no checkpoint yet."""
+    if not all((folder / name).is_file() for name in ("last.safetensors", "last.json")):
+        return None
+    state: dict[str, Any] = json.loads((folder / "last.json").read_text())
+    return state
+
+
 def load_checkpoint(
     folder: Path, modules: dict[str, torch.nn.Module], average: dict[str, Tensor], optimizers: list[Any]
 ) -> dict[str, Any] | None:
     """Restore what ``save_checkpoint`` wrote, in place; None when there is nothing to restore."""
-    numbers, note = folder / "last.safetensors", folder / "last.json"
-    if not (numbers.is_file() and note.is_file()):
+    state, numbers = read_state(folder), folder / "last.safetensors"
+    if state is None:
         return None
     tensors = load_file(numbers)
     for prefix, module in modules.items():
@@ -73,4 +81,4 @@ def load_checkpoint(
                 index, key = name.removeprefix(start).split(".")
                 moments.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads(note.read_text())
+    return state

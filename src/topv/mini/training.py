@@ -15,7 +15,7 @@ from topv.mini import crew
 from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import Batch, draw_batch, stream_batches
 from topv.mini.build import USER, build_model, build_processor
-from topv.mini.checkpoints import load_checkpoint, save_checkpoint
+from topv.mini.checkpoints import load_checkpoint, read_state, save_checkpoint
 from topv.mini.objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, see, to_tensors
 from topv.mini.presets import Preset
 from topv.mini.questions import TASKS
@@ -90,13 +90,12 @@ class Trainer:
         self.state: dict[str, Any] = {
             "step": 0, "joint_step": 0, "scene": 0, "seconds": 0.0, "best": -1.0, "seed": seed, "preset": preset.name,
         }  # fmt: skip
-        restored = load_checkpoint(out, self._modules(), self.average, self.optimizers)
-        if restored is not None:
-            if restored["preset"] != preset.name:
-                raise ValueError(
-                    f"{out} holds a training of preset {restored['preset']!r}, not {preset.name!r}; use another --out."
-                )
-            self.state = restored
+        held = read_state(out)
+        if held is not None and held["preset"] != preset.name:
+            raise ValueError(
+                f"{out} holds a training of preset {held['preset']!r}, not {preset.name!r}; use another --out."
+            )
+        self.state = load_checkpoint(out, self._modules(), self.average, self.optimizers) or self.state
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"model": self.model, "heads": self.heads}
@@ -244,9 +243,11 @@ class Trainer:
         self, source: Any, stage: str, size: int, held_out: list[Batch], log_seconds: float, validate_seconds: float
     ) -> None:
         state, recent = self.state, list[dict[str, float]]()
-        started = logged = validated = time.monotonic()
+        started = logged = validated = 0.0
         before = state["seconds"]
-        for batch in source:
+        for number, batch in enumerate(source):
+            if not number:
+                started = logged = validated = time.monotonic()
             factor = self._set_rates()
             self.clock = before + time.monotonic() - started
             recent.append(self._step(batch))
