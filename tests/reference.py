@@ -20,7 +20,15 @@ def pruned_columns(inputs: dict[str, torch.Tensor], kept: list[torch.Tensor], im
     return pruned
 
 
-def masked_forward(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.Tensor, layer: int, **kwargs: Any) -> Any:
+def masked_forward(
+    model: Any,
+    inputs: dict[str, torch.Tensor],
+    hidden: torch.Tensor,
+    layer: int,
+    *,
+    gradients: bool = False,
+    **kwargs: Any,
+) -> Any:
     """Run the unpruned model with the columns `hidden` (B, T) invisible as keys in layers from `layer` on."""
     mask = inputs["attention_mask"].bool()
     length = mask.shape[1]
@@ -42,7 +50,7 @@ def masked_forward(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.Te
     try:
         call = {**inputs, "attention_mask": early}
         call.setdefault("position_ids", positions(mask))
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             return model(**call, use_cache=False, output_hidden_states=True, **kwargs)
     finally:
         for handle in handles:

@@ -49,8 +49,8 @@ def coordinates(rows_and_columns: tuple[int, int]) -> torch.Tensor:
     [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     """
     rows, columns = rows_and_columns
-    row = torch.arange(rows, dtype=torch.float32).repeat_interleave(columns)
-    column = torch.arange(columns, dtype=torch.float32).repeat(rows)
+    row = torch.arange(rows, dtype=torch.float32, device="cpu").repeat_interleave(columns)
+    column = torch.arange(columns, dtype=torch.float32, device="cpu").repeat(rows)
     return torch.stack([row, column], dim=1)
 
 

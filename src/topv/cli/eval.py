@@ -6,9 +6,13 @@ layer). All answer the same questions, greedily, and are compared with the unpru
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ..errors import InputError
 from .options import add_model_options, check_writable, positive_int
 
 EPILOG = """\
@@ -92,12 +96,20 @@ def run(args: argparse.Namespace) -> int:
         readings,
     )
     from ..loading import load_model
+    from ..methods import VTW
+    from ..mini.geometry import SHIPPED
     from ..models import family_of
 
     methods = [(_label(spec.label), spec.method) for spec in specs if spec.method is not None]
+    labels = [label for label, _ in methods]
+    if not methods or len(set(labels)) < len(labels):
+        raise InputError(
+            f"--methods {args.methods!r}: expected at least one method beside the unpruned model, and each once, since "
+            "--reductions sets their budgets."
+        )
     with progress("loading the model"):
         model, processor = load_model(args.model, dtype=args.dtype, device=args.device)
-    tasks = TASKS if args.tasks is None else tuple(args.tasks.split(","))
+    tasks = TASKS if args.tasks is None else tuple(dict.fromkeys(args.tasks.split(",")))
     with progress("drawing the questions"):
         examples = bundled_examples(args.split, args.questions, tasks)
     rows, columns = family_of(model).fixed_grid()
@@ -115,38 +127,43 @@ def run(args: argparse.Namespace) -> int:
 
     sections = [provenance(args.command_line, model, split=args.split, questions=len(flat))]
     sections.append(accuracy_tables(configurations, answers))
-    if not args.no_foreground:
-        first = list({example.scene: example for example in flat}.values())
-        ranked = [(label, method) for label, method in readings(methods) if label != "vtw"]
+    for path, text in ((args.out, "\n\n".join(sections) + "\n"), (args.json, None)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text if text is not None else _json(args.command_line, answers))
+    same_grid = (rows, columns) == (SHIPPED.grid, SHIPPED.grid)
+    if not same_grid:
+        sections.append(f"No foreground table: it is known on the bundled model's grid, not on {rows} x {columns}.")
+    if same_grid and not args.no_foreground:
+        one_each = list({example.scene: example for example in flat}.values())
+        ranked = [(label, method) for label, method in readings(methods) if not isinstance(method, VTW)]
         shares: dict[str, dict[float, tuple[list[float], list[int]]]] = {}
-        with progress("foreground kept", total=len(ranked) * len(_KEEPS) * len(first)) as advance:
+        with progress("foreground kept", total=len(ranked) * len(_KEEPS) * len(one_each)) as advance:
             for label, method in ranked:
                 for keep in _KEEPS:
                     found_shares = foreground_shares(
                         model,
                         processor,
-                        first,
+                        one_each,
                         replace(method, keep=keep),
                         split=args.split,
                         batch_size=args.batch_size,
                         advance=advance,
                     )
-                    shares.setdefault(label, {})[keep] = found_shares, [example.scene for example in first]
-        sections.append(_FOREGROUND.format(scenes=len(first)) + foreground_table(shares))
+                    shares.setdefault(label, {})[keep] = found_shares, [example.scene for example in one_each]
+        sections.append(_FOREGROUND.format(scenes=len(one_each)) + foreground_table(shares))
     text = "\n\n".join(sections) + "\n"
     print_line(output_console(), text)
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text)
-    if args.json is not None:
-        import json
-
-        records = {key: {task: [a.to_dict() for a in by[task]] for task in tasks} for key, by in answers.items()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"command": args.command_line, "answers": records}, indent=1) + "\n")
     return 0
 
 
 def _label(label: str) -> str:
     """A method's label without the budget, which each reduction sets anew."""
     return " ".join(part for part in label.split() if not part.startswith("keep="))
+
+
+def _json(command: Sequence[str], answers: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
+    records = {key: {task: [a.to_dict() for a in found] for task, found in by.items()} for key, by in answers.items()}
+    return json.dumps({"command": command, "answers": records}, indent=1) + "\n"

@@ -23,12 +23,12 @@ def provenance(command: Sequence[str], model: Any, *, split: str, questions: int
     """
     environment = describe_environment()
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    dtype = str(model.dtype).removeprefix("torch.")
     versions = ", ".join(f"{name} {environment.versions[name]}" for name in ("topv", "torch", "transformers"))
     return "\n".join(
         [
             f"- Command: `{shlex.join(command)}`",
-            f"- Model: {type(model).__name__}, {parameters / 1e6:.1f} M parameters, "
-            f"{str(model.dtype).removeprefix('torch.')}",
+            f"- Model: {type(model).__name__}, {parameters / 1e6:.1f} M parameters, {dtype}",
             f"- Questions: {questions} of the {split} split",
             f"- Versions: {versions}; {environment.device_name(model.device)}",
             f"- Date: {datetime.datetime.now(datetime.timezone.utc).date().isoformat()}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..mini.statistics import mean_interval
 from .configurations import Configuration
 from .runner import Answer
 from .statistics import Interval, macro_interval
@@ -56,7 +55,7 @@ def _row(
             for task in answers
         }
         difference = _signed(macro_interval(paired))
-    cells = [_plain(mean_interval([a.score for a in answers[task]])) for task in answers]
+    cells = [_plain(_interval(answers[task])) for task in answers]
     mean = macro_interval(
         {task: ([a.score for a in found], [a.scene for a in found]) for task, found in answers.items()}
     )
@@ -75,6 +74,10 @@ def foreground_table(foreground: Foreground) -> str:
             cells.append(f"{_plain(interval)} {verdict}")
         rows.append([label, *cells])
     return _markdown(["method", *(f"keep {ratio:g}: foreground kept, %" for ratio in ratios)], rows)
+
+
+def _interval(answers: Sequence[Answer]) -> Interval:
+    return macro_interval({"": ([a.score for a in answers], [a.scene for a in answers])})
 
 
 def _plain(interval: Interval) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -57,10 +58,8 @@ class Method:
     """Whether the scores say how important each token is (False for random or purely positional choices)."""
 
     def __post_init__(self) -> None:
-        validate_keep(self.keep)
-        if self.layer is not None and (
-            isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1
-        ):
+        object.__setattr__(self, "keep", validate_keep(self.keep))
+        if self.layer is not None and not _is_count(self.layer):
             raise ValueError(
                 f"layer={self.layer!r} must be an integer of at least 1: the number of decoder layers that see "
                 "every token. The evidence is read in the last of them."
@@ -101,3 +100,12 @@ class Method:
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         """Score each token: float32 (G, N); the `count` highest stay, ties going to the lower index."""
         raise NotImplementedError(f"{type(self).__name__} does not define score().")
+
+
+def _is_count(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    try:
+        return operator.index(value) >= 1
+    except TypeError:
+        return False

@@ -28,15 +28,15 @@ class Random(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be a non-negative integer.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed!r} must be an integer in [0, 2**32).")
 
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         tokens = evidence.coordinates.shape[0]
         scores = {}
         for image in set(evidence.images):
-            generator = torch.Generator().manual_seed(self.seed * 100_003 + image)
-            scores[image] = torch.rand(tokens, generator=generator)
+            generator = torch.Generator("cpu").manual_seed((self.seed * 100_003 + image) % 2**32)
+            scores[image] = torch.rand(tokens, generator=generator, device="cpu")
         return torch.stack([scores[image] for image in evidence.images]).to(
             evidence.coordinates.device, non_blocking=True
         )

@@ -35,10 +35,10 @@ def bayer_order(rows_and_columns: tuple[int, int]) -> torch.Tensor:
     [0, 2, 3, 1]
     """
     rows, columns = rows_and_columns
-    row = torch.arange(rows).unsqueeze(1).expand(rows, columns)
-    column = torch.arange(columns).unsqueeze(0).expand(rows, columns)
+    row = torch.arange(rows, device="cpu").unsqueeze(1).expand(rows, columns)
+    column = torch.arange(columns, device="cpu").unsqueeze(0).expand(rows, columns)
     mixed = row ^ column
-    order = torch.zeros(rows, columns, dtype=torch.long)
+    order = torch.zeros(rows, columns, dtype=torch.long, device="cpu")
     bits = max(rows - 1, columns - 1, 1).bit_length()
     for bit in range(bits):
         order = (order << 2) | (((mixed >> bit) & 1) << 1) | ((row >> bit) & 1)

@@ -36,9 +36,11 @@ class Family:
                 f"{type(model).__name__} has no `language_model.layers` list of decoder layers where topv can prune."
             )
         self.language_model: nn.Module = language_model
-        self.layers: list[nn.Module] = list(layers)
         self.config: Any = self.multimodal.config
-        self.text_config: Any = language_model.config
+        text_config: Any = language_model.config
+        self.text_config = text_config
+        depth: int = self.text_config.num_hidden_layers
+        self.layers: list[nn.Module] = list(layers)[:depth]
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -86,7 +88,9 @@ class Family:
         2 n W + 4 n^2 H d, with W the weights of the layer's linear maps, H query heads and head dimension d: the
         count of FastV (arXiv 2403.06764, section 4.1) with the layer's own matrices in place of its 4 d^2 + 2 d m.
         """
-        weights = sum(m.weight.numel() for m in self.layers[layer].modules() if isinstance(m, nn.Linear))
+        # By their features, since a quantized module packs its weights.
+        modules: Any = self.layers[layer].modules()
+        weights: int = sum(m.in_features * m.out_features for m in modules if _is_linear(m))
         return 2 * tokens * weights + 4 * tokens**2 * self.text_config.num_attention_heads * self.head_dim
 
     def placeholders(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -113,3 +117,10 @@ class Family:
             UnsupportedError: when grids differ from image to image.
         """
         raise UnsupportedError(f"{type(self.model).__name__} has no one grid size: it depends on the image.")
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether `module` is a linear map itself, and not an adapter's wrapper around one."""
+    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+        return False
+    return not any(hasattr(child, "in_features") for child in module.children())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ..errors import UnsupportedError
+from ..errors import LayoutError, UnsupportedError
 from ..layout import VisualLayout
 from .family import Family
 
@@ -18,16 +18,34 @@ class Llava(Family):
     """`LlavaForConditionalGeneration` and `LlavaModel`."""
 
     def layout(self, placeholders: torch.Tensor, inputs: Mapping[str, Any]) -> VisualLayout:
-        sizes = inputs.get("image_sizes")
-        if sizes is not None:
-            patch = self.config.vision_config.patch_size
-            shapes = [(int(h) // patch, int(w) // patch) for h, w in torch.as_tensor(sizes).tolist()]
-            return VisualLayout.from_images(placeholders, shapes)
-        shape, skip = self._fixed_grid(inputs)
-        return VisualLayout.from_images(placeholders, [shape] * self._images(inputs), skip=skip)
+        if self._sizes_differ:
+            return VisualLayout.from_images(placeholders, self._own_sizes(placeholders, inputs))
+        side, count = self._side, self._images(inputs)
+        tokens = int(placeholders.sum())
+        # A tower's class token, where it is not dropped, comes before the grid.
+        skip = 1 if count and tokens == count * (side * side + 1) else 0
+        return VisualLayout.from_images(placeholders, [(side, side)] * count, skip=skip)
 
     def fixed_grid(self) -> tuple[int, int]:
-        return self._fixed_grid({})[0]
+        if self._sizes_differ:
+            return super().fixed_grid()
+        return self._side, self._side
+
+    @property
+    def _sizes_differ(self) -> bool:
+        return self.config.vision_config.model_type == "pixtral"
+
+    @property
+    def _side(self) -> int:
+        vision = self.config.vision_config
+        side: int = vision.image_size // vision.patch_size
+        class_tokens = 0 if vision.model_type.startswith("siglip") else 1
+        if class_tokens == 0 and self.config.vision_feature_select_strategy == "default":
+            raise UnsupportedError(
+                f"vision_feature_select_strategy='default' drops the first token of a {vision.model_type} tower, which "
+                "has no class token, so its image tokens fill no grid. Use vision_feature_select_strategy='full'."
+            )
+        return side
 
     def _images(self, inputs: Mapping[str, Any]) -> int:
         pixels = inputs.get("pixel_values")
@@ -35,14 +53,34 @@ class Llava(Family):
             return pixels.shape[0]
         return len(inputs["mm_encoder_outputs"]["image"].pooler_output)
 
-    def _fixed_grid(self, inputs: Mapping[str, Any]) -> tuple[tuple[int, int], int]:
-        vision = self.config.vision_config
-        side = vision.image_size // vision.patch_size
-        strategy = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
-        class_tokens = 1 if "clip" in vision.model_type else 0
-        if class_tokens == 0 and strategy == "default":
-            raise UnsupportedError(
-                f"vision_feature_select_strategy='default' drops the first token of a {vision.model_type} tower, which "
-                "has no class token, so its image tokens fill no grid. Use vision_feature_select_strategy='full'."
-            )
-        return (side, side), class_tokens if strategy == "full" else 0
+    def _own_sizes(self, placeholders: torch.Tensor, inputs: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
+        """The grid of each image, from the sizes that came with it, or from how its tokens are broken into rows."""
+        sizes = inputs.get("image_sizes")
+        if sizes is not None:
+            patch = self.config.vision_config.patch_size
+            return [(int(h) // patch, int(w) // patch) for h, w in torch.as_tensor(sizes).tolist()]
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        if encoded.get("image") is None:
+            raise LayoutError("images of differing sizes came without image_sizes. Pass what the processor returned.")
+        rows = iter(_run_lengths(placeholders))
+        shapes = []
+        for features in encoded["image"].pooler_output:
+            tokens, width, height = len(features), 0, 0
+            while width * height < tokens:
+                width, height = next(rows, tokens), height + 1
+            shapes.append((height, width))
+        return shapes
+
+
+def _run_lengths(placeholders: torch.Tensor) -> list[int]:
+    """Lengths of the unbroken runs of placeholders, sample by sample."""
+    lengths: list[int] = []
+    for row in placeholders.tolist():
+        run = 0
+        for is_visual in [*row, False]:
+            if is_visual:
+                run += 1
+            elif run:
+                lengths.append(run)
+                run = 0
+    return lengths

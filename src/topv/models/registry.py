@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from torch import nn
 
@@ -23,6 +24,10 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         UnsupportedError: when none does.
     """
+    # An adapter library's wrapper: the model inside it is what runs.
+    unwrap: Any = getattr(model, "get_base_model", None)
+    if unwrap is not None:
+        model = unwrap()
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedError
-from .masks import _visible
+from .masks import visible
 
 __all__ = ["KeyTap", "attention_to_tokens"]
 
@@ -57,6 +57,7 @@ def _eager_twin(attention: nn.Module) -> nn.Module:
     object.__setattr__(twin, "config", config)
     # accelerate puts a `forward` on the instance that would run the original module.
     twin.__dict__.pop("forward", None)
+    object.__setattr__(twin, "training", False)
     for name in ("_forward_hooks", "_forward_pre_hooks"):
         object.__setattr__(twin, name, OrderedDict())
     return twin
@@ -68,6 +69,7 @@ def attention_to_tokens(
     tap: KeyTap,
     *,
     last: torch.Tensor,
+    past: int,
     mask: torch.Tensor | None,
     whole_map: bool,
 ) -> torch.Tensor:
@@ -81,6 +83,7 @@ def attention_to_tokens(
         arguments: the arguments it ran with.
         tap: the keys and values it ran with.
         last: LongTensor (B,), the column of each sample's last real token.
+        past: columns that were in the KV cache before.
         mask: the forward's attention mask: None, (B, keys) or (B, 1, queries, keys).
         whole_map: compute the full (queries, keys) map and take its row, as FastV was published.
 
@@ -95,16 +98,13 @@ def attention_to_tokens(
     hidden = arguments["hidden_states"]
     batch, length = hidden.shape[:2]
     rows = last.to(hidden.device, non_blocking=True)
-    past = tap.keys.shape[-2] - length
+    width = tap.keys.shape[-2]
+    queries = torch.arange(length, device=hidden.device).expand(batch, -1) if whole_map else rows.unsqueeze(1)
     call = dict(arguments)
+    if not whole_map:
+        call = {name: _take_rows(value, rows, batch, length) for name, value in arguments.items()}
     call["past_key_values"] = _Replay(tap.keys, tap.values)
-    if whole_map:
-        call["attention_mask"] = _full_mask(hidden, mask, past)
-    else:
-        for name, value in arguments.items():
-            call[name] = _take_rows(value, rows, batch, length)
-        call["past_key_values"] = _Replay(tap.keys, tap.values)
-        call["attention_mask"] = _row_mask(hidden, mask, rows, tap)
+    call["attention_mask"] = _additive_mask(hidden, mask, queries, past=past, width=width)
     accepted = inspect.signature(attention.forward).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         call = {name: value for name, value in call.items() if name in accepted}
@@ -131,30 +131,26 @@ def _take_rows(value: Any, rows: torch.Tensor, batch: int, length: int) -> Any:
     return value
 
 
-def _row_mask(hidden: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, tap: KeyTap) -> torch.Tensor | None:
-    """Additive (B, 1, 1, keys) mask of each sample's last token, or None when it sees every key."""
-    if mask is None:
-        return None
-    keys = tap.keys.shape[-2] if tap.keys is not None else 0
-    if mask.ndim == 4:
-        seen = _visible(mask).expand(hidden.shape[0], -1, -1, -1)
-        seen = seen[torch.arange(hidden.shape[0], device=seen.device), 0, rows]
-    else:
-        seen = mask.bool()
-    seen = seen[:, :keys].to(hidden.device)
-    lowest = torch.finfo(hidden.dtype).min
-    return torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~seen, lowest)[:, None, None]
+def _additive_mask(
+    hidden: torch.Tensor, mask: torch.Tensor | None, queries: torch.Tensor, *, past: int, width: int
+) -> torch.Tensor:
+    """The mask for eager attention, (B, 1, Q, width): 0 where a query sees a key, the lowest number elsewhere.
 
-
-def _full_mask(hidden: torch.Tensor, mask: torch.Tensor | None, past: int) -> torch.Tensor:
-    """Additive causal mask (B or 1, 1, queries, keys) for eager attention."""
+    Args:
+        hidden: (B, T, D), for its dtype and device.
+        mask: the forward's attention mask: None, (B, keys) or (B, 1, T, keys).
+        queries: LongTensor (B, Q), the columns of this forward that ask.
+        past: columns that were in the KV cache before.
+        width: keys, among them the empty slots of a preallocated cache.
+    """
     if mask is not None and mask.ndim == 4:
-        seen = _visible(mask)
+        seen = visible(mask).expand(hidden.shape[0], -1, -1, -1)[:, 0]
+        seen = seen.gather(1, queries.unsqueeze(2).expand(-1, -1, seen.shape[2]))[..., :width]
     else:
-        queries = torch.arange(hidden.shape[1], device=hidden.device) + past
-        keys = torch.arange(past + hidden.shape[1], device=hidden.device)
-        seen = (keys <= queries.unsqueeze(1))[None, None]
+        keys = torch.arange(width, device=hidden.device)
+        seen = keys <= (queries + past).unsqueeze(2)
         if mask is not None:
-            seen = seen & mask.bool()[:, None, None, :]
+            real = torch.nn.functional.pad(mask.bool(), (0, max(0, width - mask.shape[1])))[:, :width]
+            seen = seen & real.unsqueeze(1)
     lowest = torch.finfo(hidden.dtype).min
-    return torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~seen, lowest)
+    return torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~seen, lowest)[:, None]

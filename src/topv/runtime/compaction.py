@@ -52,14 +52,16 @@ class Compaction:
     def scatter(self, tensor: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Put compacted (B, S, D) states back at their columns of (B, T, D).
 
-        Positions that were pruned hold NaN, so that reading one cannot pass for a result; padding holds zeros.
+        Positions that were pruned hold NaN, so that reading one cannot pass for a result; padding holds zeros. While
+        gradients are recorded pruned positions hold zeros too, since NaN would spoil the gradient of the head.
 
         Args:
             tensor: (B, S, D) floating point.
             real: BoolTensor (B, T), false at padding.
         """
         mover = self.to(tensor.device)
-        full = tensor.new_full((tensor.shape[0], self.length, tensor.shape[2]), float("nan"))
+        unknown = 0.0 if torch.is_grad_enabled() and tensor.requires_grad else float("nan")
+        full = tensor.new_full((tensor.shape[0], self.length, tensor.shape[2]), unknown)
         full = full.masked_fill(~real.to(tensor.device, non_blocking=True).unsqueeze(2), 0.0)
         if mover.valid is not None:
             fillers = full.gather(1, mover.index.unsqueeze(2).expand_as(tensor))
@@ -83,8 +85,9 @@ def compact(plan: PrefillPlan, kept: list[torch.Tensor], device: torch.device) -
     index = order[:, plan.layout.length - plan.length :].contiguous()
     valid = None
     if plan.ragged:
-        lengths = torch.tensor(plan.row_lengths).unsqueeze(1)
-        valid = (torch.arange(plan.length) >= plan.length - lengths).to(device, non_blocking=True)
+        lengths = torch.tensor(plan.row_lengths, device="cpu").unsqueeze(1)
+        valid = torch.arange(plan.length, device="cpu") >= plan.length - lengths
+        valid = valid.to(device, non_blocking=True)
     return Compaction(index, valid, plan.layout.length)
 
 

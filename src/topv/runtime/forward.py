@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,6 +95,10 @@ class Forward:
         self.past = past
         self.plan = plan
         self.is_prefill = is_prefill
+        self.thread = threading.get_ident()
+        self.outer: Forward | None = None
+        self.joined = False
+        self.in_decoder = False
         self.outcome = Outcome()
         self.mask: torch.Tensor | None = None
         self.cache: Any = None
@@ -140,12 +145,13 @@ class Forward:
         """Take the last prompt token's attention in layer `layer - 1`, which has just run with `arguments`."""
         if self.plan is None or self._key_tap is None:
             return
-        last = torch.where(self.plan.real, torch.arange(self.length), -1).amax(1)
+        last = torch.where(self.plan.real, torch.arange(self.length, device="cpu"), -1).amax(1)
         self._attention = attention_to_tokens(
             attention,
             arguments,
             self._key_tap,
             last=last,
+            past=self.past,
             mask=self.mask,
             whole_map="attention_map" in self.method.needs,
         )
@@ -182,6 +188,7 @@ class Forward:
                 self.outcome.recovered.append(flat.new_empty(len(bucket.grids), 0, dtype=torch.bool))
                 continue
             scores = self.method.score(self._evidence(number, device), bucket.count)
+            _check_scores(scores, flat, self.method)
             self.outcome.importance.append(scores if self.method.has_importance else None)
             if bucket.protected is not None:
                 scores = scores.masked_fill(bucket.protected.to(device, non_blocking=True), float("inf"))
@@ -198,7 +205,7 @@ class Forward:
         bucket = plan.buckets[number]  # type: ignore[union-attr]
         attention = None
         if self._attention is not None:
-            samples = torch.tensor([grid.sample for grid in bucket.grids]).unsqueeze(1)
+            samples = torch.tensor([grid.sample for grid in bucket.grids], device="cpu").unsqueeze(1)
             columns = torch.stack([grid.columns for grid in bucket.grids]) + self.past
             attention = self._attention.to(device)[
                 samples.to(device, non_blocking=True), columns.to(device, non_blocking=True)
@@ -332,6 +339,15 @@ class Forward:
             slots=now,
             ragged=self.plan.ragged or self._ragged,
             tail=self.plan.tail,
+        )
+
+
+def _check_scores(scores: Any, flat: torch.Tensor, method: Method) -> None:
+    if not isinstance(scores, torch.Tensor) or scores.shape != flat.shape or not scores.is_floating_point():
+        shown = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise TypeError(
+            f"{type(method).__name__}.score() returned {shown}, expected a floating-point tensor of shape "
+            f"{tuple(flat.shape)}: one score for each visual token of each grid."
         )
 
 

@@ -9,7 +9,7 @@ from transformers.masking_utils import create_causal_mask
 
 from ..errors import UnsupportedError
 
-__all__ = ["check_mask", "real_columns", "short_mask"]
+__all__ = ["check_mask", "real_columns", "short_mask", "visible"]
 
 
 def check_mask(mask: Any) -> None:
@@ -27,9 +27,9 @@ def check_mask(mask: Any) -> None:
     )
 
 
-def _visible(mask: torch.Tensor) -> torch.Tensor:
+def visible(mask: torch.Tensor) -> torch.Tensor:
     """Whether each entry of a boolean or additive mask lets a query see a key."""
-    return mask if mask.dtype == torch.bool else mask == 0
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def real_columns(mask: torch.Tensor | None, *, batch: int, past: int, length: int) -> torch.Tensor:
@@ -42,18 +42,23 @@ def real_columns(mask: torch.Tensor | None, *, batch: int, past: int, length: in
 
     Raises:
         UnsupportedError: when a two-dimensional mask does not cover past and present columns.
+
+    A wider two-dimensional mask, as long as a preallocated cache, is read up to the present columns.
     """
     if mask is None:
         return torch.ones(batch, length, dtype=torch.bool)
     if mask.ndim == 4:
-        seen = _visible(mask)[:, 0].any(1)[:, past : past + length].cpu()
-        return seen.expand(batch, -1).clone()
-    if mask.shape != (batch, past + length):
+        seen = visible(mask)[:, 0, :, : past + length]
+        # Rows of padding that would see nothing are often opened to every key, which says nothing about the keys.
+        opened = seen.all(-1)
+        opened[:, -1] = False
+        return (seen & ~opened.unsqueeze(2)).any(1)[:, past:].cpu().expand(batch, -1).clone()
+    if mask.shape[0] != batch or mask.shape[1] < past + length:
         raise UnsupportedError(
             f"the attention mask has shape {tuple(mask.shape)}, expected ({batch}, {past + length}): one column for "
             f"each of the {past} cached and {length} new positions."
         )
-    return mask[:, past:].bool().cpu()
+    return mask[:, past : past + length].bool().cpu()
 
 
 def short_mask(

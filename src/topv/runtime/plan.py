@@ -75,11 +75,6 @@ class PrefillPlan:
         return bool((self.fixed & ~self.real).any())
 
     @property
-    def kept_tokens(self) -> int:
-        """Visual tokens that stay, over the batch."""
-        return self.layout.visual_tokens - sum(len(b.grids) * (b.tokens - b.count) for b in self.buckets)
-
-    @property
     def tail(self) -> int:
         """Number of last columns that stay in every row, so that they can later be cropped from any cache layer."""
         return int(self.fixed.flip(1).long().cumprod(1).sum(1).min())
@@ -103,7 +98,7 @@ def build_plan(
     scored = torch.zeros_like(real)
     if labels is not None:
         scored[:, :-1] = labels[:, 1:] != -100
-    positions = torch.arange(layout.length)
+    positions = torch.arange(layout.length, device="cpu")
     last = torch.where(real, positions, -1).amax(1, keepdim=True)
     must_stay = scored | (positions == last)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -41,7 +42,6 @@ class Pruning:
         self._family = family
         self._handles: list[Any] = []
         self._results = threading.local()
-        self._signatures: dict[int, Signature] = {}
         _refuse_compiled(family)
         with _attached_lock:
             if family.language_model in _attached:
@@ -98,6 +98,8 @@ class Pruning:
 
     def detach(self) -> None:
         """Remove every hook. Calling it again does nothing."""
+        if self._mine() is not None:
+            set_forward(None)
         while self._handles:
             self._handles.pop().remove()
         with _attached_lock:
@@ -112,7 +114,7 @@ class Pruning:
             self._hook_before(family.language_model, self._enter_decoder)
             self._handles.append(family.language_model.register_forward_hook(self._leave_decoder))
             for index, layer in enumerate(family.layers):
-                self._hook_before(layer, self._layer_hook(index))
+                self._hook_before(layer, functools.partial(self._before_layer, index))
             self._register_taps(family.layers[self.layer - 1])
         except BaseException:
             self.detach()
@@ -135,31 +137,44 @@ class Pruning:
                 self._handles.append(module.register_forward_hook(self._tap_output))
         if needs & {"attention_row", "attention_map"}:
             self._hook_before(attention, self._tap_keys)
-            self._handles.append(attention.register_forward_hook(self._tap_attention, with_kwargs=True))
+            hook = functools.partial(self._tap_attention, Signature(attention))
+            self._handles.append(attention.register_forward_hook(hook, with_kwargs=True))
 
     def _hook_before(self, module: nn.Module, hook: Any) -> None:
-        self._signatures[id(module)] = Signature(module)
+        hook = functools.partial(hook, Signature(module))
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _bind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return self._signatures[id(module)].bind(args, kwargs)
+    def __deepcopy__(self, memo: Any) -> Pruning:
+        raise UnsupportedError(
+            "a model with a pruning attached cannot be copied. Detach first, and attach to the copy."
+        )
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedError("a model with a pruning attached cannot be pickled. Detach it before saving.")
 
     def _mine(self) -> Forward | None:
         forward = current_forward()
-        return forward if forward is not None and forward.owner is self else None
+        same_thread = forward is not None and forward.thread == threading.get_ident()
+        return forward if same_thread and forward is not None and forward.owner is self else None
 
-    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _open(self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running = self._mine()
-        if running is not None and running.opened_by is not module:
+        inner = module is self._family.multimodal and module is not self._family.model
+        if running is not None and inner and running.opened_by is self._family.model and not running.joined:
+            running.joined = True
             return
-        set_forward(None)
-        inputs = self._bind(module, args, kwargs)
+        # What is left of this pruning's own earlier forward was interrupted; another's goes on when this one ends.
+        outer = current_forward() if running is None else running.outer
+        set_forward(outer)
+        inputs = signature.bind(args, kwargs)
         if inputs.get("output_attentions") or getattr(self._family.text_config, "output_attentions", False):
             raise UnsupportedError(
                 "output_attentions=True cannot be honoured while a pruning is attached: the layers beyond the pruning "
                 "layer attend over fewer tokens, so their maps have no common shape. Detach to read attention maps."
             )
-        set_forward(self._begin(module, inputs))
+        forward = self._begin(module, inputs)
+        forward.outer = outer
+        set_forward(forward)
 
     def _begin(self, module: nn.Module, inputs: dict[str, Any]) -> Forward:
         input_ids = inputs.get("input_ids")
@@ -213,11 +228,13 @@ class Pruning:
     def _close(self, module: nn.Module, args: Any, output: Any) -> None:
         forward = self._mine()
         if forward is not None and forward.opened_by is module:
-            set_forward(None)
+            set_forward(forward.outer)
 
-    def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_decoder(
+        self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         forward = self._mine()
-        if forward is None:
+        if forward is None or forward.in_decoder:
             raise UnsupportedError(
                 f"{type(module).__name__} was called by itself, so topv cannot see which positions hold visual tokens. "
                 f"Call {type(self._family.model).__name__}, or detach."
@@ -227,10 +244,13 @@ class Pruning:
                 "gradient checkpointing recomputes layers outside of the forward that pruned them. Call "
                 "`model.gradient_checkpointing_disable()` or `model.eval()`, or detach."
             )
-        inputs = self._bind(module, args, kwargs)
+        forward.in_decoder = True
+        inputs = signature.bind(args, kwargs)
         mask = inputs.get("attention_mask")
         check_mask(mask)
-        forward.mask = mask
+        if forward.prunes:
+            _refuse_packed(inputs)
+        forward.mask = mask if mask is None or mask.ndim == 4 else mask[:, : forward.past + forward.length]
         forward.cache = inputs.get("past_key_values")
         if forward.cache is not None:
             forward.record = read_record(forward.cache, length=forward.past, batch=forward.batch)
@@ -243,22 +263,15 @@ class Pruning:
                 )
             forward.layer = record.layer
 
-    def _layer_hook(self, index: int) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            forward = self._mine()
-            if forward is None:
-                return None
-            return self._before_layer(forward, index, module, args, kwargs)
-
-        return before
-
     def _before_layer(
-        self, forward: Forward, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, index: int, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        forward = self._mine()
+        if forward is None:
+            return None
         short = index >= forward.layer and (forward.prunes or forward.record is not None)
         if not (short or forward.is_prefill):
             return None
-        signature = self._signatures[id(module)]
         arguments = signature.bind(args, kwargs)
         if index == 0:
             forward.cache = arguments.get("past_key_values")
@@ -274,7 +287,9 @@ class Pruning:
             forward.outcome.element_size = arguments["hidden_states"].element_size()
         return signature.rebuild(args, kwargs, changed) if changed else None
 
-    def _tap_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _tap_input(
+        self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         forward = self._mine()
         if forward is not None and forward.prunes:
             forward.read_target(args[0] if args else kwargs["hidden_states"])
@@ -284,30 +299,35 @@ class Pruning:
         if forward is not None and forward.prunes:
             forward.read_target(output[0] if isinstance(output, tuple) else output)
 
-    def _tap_keys(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _tap_keys(self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward = self._mine()
         if forward is None or not forward.prunes:
             return None
-        signature = self._signatures[id(module)]
         tap = forward.tap_keys(signature.bind(args, kwargs).get("past_key_values"))
         return signature.rebuild(args, kwargs, {"past_key_values": tap})
 
-    def _tap_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _tap_attention(
+        self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         forward = self._mine()
         if forward is not None and forward.prunes:
-            forward.read_attention(module, self._bind(module, args, kwargs))
+            forward.read_attention(module, signature.bind(args, kwargs))
 
     def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         forward = self._mine()
         if forward is None:
             return None
+        if forward.prunes and forward.compaction is None:
+            raise UnsupportedError(
+                f"{type(module).__name__} ended before its layer {forward.layer}, where pruning was to begin."
+            )
+        forward.finish_checks()
         if forward.is_prefill and forward.plan is not None:
             self._results.latest = Results(
                 self._family, self.method, self.layer, forward.past, forward.plan, forward.outcome
             )
         if forward.compaction is None or forward.plan is None:
             return None
-        forward.finish_checks()
         record = forward.after()
         if forward.cache is not None and record is not None:
             write_record(forward.cache, record)
@@ -348,6 +368,23 @@ def _is_states(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) > 0 and all(x is None or isinstance(x, torch.Tensor) for x in item)
 
 
+def _refuse_packed(inputs: dict[str, Any]) -> None:
+    """Several sequences packed into one row would see each other in the layers that are shortened.
+
+    Raises:
+        UnsupportedError: when the decoder's arguments say that rows are packed.
+    """
+    packed = inputs.get("cu_seq_lens_q") is not None
+    position_ids = inputs.get("position_ids")
+    if inputs.get("attention_mask") is None and inputs.get("past_key_values") is None and position_ids is not None:
+        packed = packed or bool((position_ids.diff(dim=-1) < 0).any())
+    if packed:
+        raise UnsupportedError(
+            "several sequences are packed into one row (position ids restart), which topv cannot prune. Pass them as "
+            "a padded batch with an attention mask."
+        )
+
+
 def _refuse_compiled(family: Family) -> None:
     """Hooks do not reach a module that was compiled before they were added.
 
@@ -355,10 +392,11 @@ def _refuse_compiled(family: Family) -> None:
         UnsupportedError: when any part of the model is compiled.
     """
     for name, module in family.model.named_modules():
-        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+        compiled = getattr(module, "_compiled_call_impl", None) is not None or "_compiled_call" in vars(module)
+        if compiled or type(module).__name__ == "OptimizedModule":
             raise UnsupportedError(
                 f"{name or type(module).__name__} is compiled, and hooks added now would be ignored without a word. "
-                "Attach topv to the model before it is compiled."
+                "Attach topv to the model before it is compiled (generation with a static cache compiles it too)."
             )
 
 
@@ -371,6 +409,9 @@ def attach(model: nn.Module, method: Method) -> Pruning:
 
     Returns:
         The handle to report on and detach.
+
+    A KV cache that was filled under pruning must be continued under pruning, and its rows must not be reordered
+    between samples. Attach to the model with its head, not its base model, if labels are given.
 
     Raises:
         UnsupportedError: when the model cannot be pruned, or already is.

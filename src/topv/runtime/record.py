@@ -95,8 +95,8 @@ def read_record(cache: Any, *, length: int, batch: int) -> CacheRecord | None:
     if record is None:
         return None
     short = int(cache.get_seq_length(record.layer))
-    if length == 0 or (short == length and record.dropped):
-        # The cache was reset since, and perhaps filled again without pruning.
+    if length == 0:
+        # The cache was reset since.
         delattr(cache, _ATTRIBUTE)
         return None
     record = record.crop(length).expand(batch)

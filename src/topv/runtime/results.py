@@ -109,7 +109,9 @@ class Results:
                 continue
             grids = [grid for grid in self.plan.layout.grids if grid.sample == sample]
             unknown = float("nan")
-            parts = [scored[sample].get(grid.image, torch.full((grid.tokens,), unknown)) for grid in grids]
+            parts = [
+                scored[sample].get(grid.image, torch.full((grid.tokens,), unknown, device="cpu")) for grid in grids
+            ]
             result.append(torch.cat(parts))
         return result
 
@@ -128,4 +130,4 @@ class Results:
 
 
 def _ascending(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(parts).sort().values if parts else torch.empty(0, dtype=torch.long)
+    return torch.cat(parts).sort().values if parts else torch.empty(0, dtype=torch.long, device="cpu")
