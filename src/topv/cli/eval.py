@@ -32,6 +32,10 @@ _METHODS = "fastv,vtw,random,uniform,meancost,topv"
 
 
 _KEEPS = (0.5, 0.25)
+_READING = """\
+Accuracy is exact match, in %; for caption and description the F1 over words. Brackets hold 95 % intervals, by
+resampling pictures. The last column is the paired difference of the mean over tasks to the unpruned model: an interval
+that holds 0 shows no difference."""
 _FOREGROUND = """\
 ### Foreground kept
 
@@ -125,8 +129,11 @@ def run(args: argparse.Namespace) -> int:
             )
         answers[configuration.key] = {task: [a for a in found if a.task == task] for task in tasks}
 
-    sections = [provenance(args.command_line, model, split=args.split, questions=len(flat))]
-    sections.append(accuracy_tables(configurations, answers))
+    sections = [
+        "# Accuracy on the bundled tasks",
+        provenance(args.command_line, model, split=args.split, questions=len(flat)),
+    ]
+    sections.append(f"{_READING}\n\n{accuracy_tables(configurations, answers)}")
     for path, text in ((args.out, "\n\n".join(sections) + "\n"), (args.json, None)):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

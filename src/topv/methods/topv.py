@@ -38,7 +38,7 @@ class TopV(CostMethod):
     """
 
     importance: Literal["demand", "potential", "relaxed"] = "demand"
-    eps: float = 0.1
+    eps: float = 0.3
     rho: float = 0.1
     iterations: int = 3
 
