@@ -30,7 +30,7 @@ class CostMethod(Method):
 
     target: str = "post_norm"
     alpha: float = 1.0
-    beta: float = 0.3
+    beta: float = 0.0
     gamma: float = 0.0
     sigma: float = 3.0
     normalize: bool = True
