@@ -36,7 +36,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
     """A `ValueError` for an unknown `name` that offers the nearest names and lists all `known` ones.
 
     >>> print(unknown_name("method", "topw", ["topv", "fastv"]))
-    unknown method 'topw'. Did you mean 'topv', 'fastv'? Known methods: fastv, topv.
+    unknown method 'topw'. Did you mean 'topv'? Known methods: fastv, topv.
     """
     names = sorted(known)
     near = difflib.get_close_matches(str(name).lower(), names, n=2, cutoff=0.5)
