@@ -40,7 +40,7 @@ def test_generation_equals_masked_model_step_by_step(backend: str, samples: list
     model, processor = bundled(backend)
     reference, _ = bundled("eager" if backend == "flex_attention" else backend)
     inputs = batch(processor, samples)
-    for keep in KEEPS if backend == "sdpa" else (0.25,):
+    for keep in KEEPS:
         for method in [*methods(keep), topv.VTW()]:
             with uncompiled(), topv.prune(model, method) as pruning:
                 out = model.generate(
