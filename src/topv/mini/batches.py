@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topv.mini.canvas import IGNORED
+from topv.mini.drills import counting_drills, ranks
 from topv.mini.geometry import Geometry
 from topv.mini.mentions import mention_targets
 from topv.mini.pages import draw_page
@@ -50,6 +51,7 @@ class Batch:
         targets: int64 (B, A); the next token where it belongs to an answer, else -100.
         weights: float32 (B, A); weight of each target.
         mentions: int64 (B, A, 3); count, grid row and grid column that a noun refers to, else -100.
+        ranks: int64 (B, rows * cols, 3); see ``topv.mini.drills.ranks``.
         tasks: for each row the tasks of its segments, as indices into ``TASKS``.
     """
 
@@ -61,6 +63,7 @@ class Batch:
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]
     mentions: NDArray[np.int64]
+    ranks: NDArray[np.int64]
     tasks: list[list[int]]
 
 
@@ -116,11 +119,12 @@ def pack(questions: list[Encoded], room: int) -> Row:
     return row
 
 
-def _chosen(stream: Stream, questions: list[Question], kind: str, everything: bool) -> list[Question]:
-    """The questions of a scene to train on, shuffled; long answers only now and then."""
-    shares = _LONG_SHARE[kind]
-    kept = [q for q in questions if everything or stream.chance(shares.get(q.task, 1.0))]
-    return kept if everything else stream.sample(kept, len(kept))
+def _chosen(stream: Stream, scene: Scene) -> list[Question]:
+    """The questions of a scene to train on, shuffled: long answers only now and then, counting more often."""
+    shares = _LONG_SHARE[scene.plan.kind]
+    kept = [q for q in scene.questions if stream.chance(shares.get(q.task, 1.0))]
+    kept += counting_drills(stream, scene.items)
+    return stream.sample(kept, len(kept))
 
 
 def _draw(seed: int, split: str, geometry: Geometry, reading: float) -> Scene:
@@ -165,7 +169,7 @@ def draw_batch(
     for seed, scene in zip(range(start, start + count), drawn, strict=True):
         encoded = []
         if tokenizer is not None:
-            for q in _chosen(Stream(seed, 99), scene.questions, scene.plan.kind, split != "train"):
+            for q in _chosen(Stream(seed, 99), scene) if split == "train" else scene.questions:
                 asked = tokenizer.encode(q.prompt + ASSISTANT)
                 answered = tokenizer.encode(f" {q.answer}{END}").ids
                 mentions = mention_targets(asked, q.prompt, scene.items, geometry)
@@ -174,7 +178,8 @@ def draw_batch(
     used = max(16, -(-max(int((row.segments > 0).sum()) for row in rows) // 16) * 16) if room else 0
     names = ("tokens", "segments", "offsets", "targets", "weights", "mentions")
     arrays = {name: np.stack([getattr(row, name) for row in rows])[:, :used] for name in names}
-    return Batch(pixels, labels, tasks=[row.tasks for row in rows], **arrays)
+    order = np.stack([ranks(scene.items, geometry) for scene in drawn])
+    return Batch(pixels, labels, ranks=order, tasks=[row.tasks for row in rows], **arrays)
 
 
 _TOKENIZERS: dict[str, object] = {}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from topv.mini.attention import TRAINING_ATTENTION
 from topv.mini.batches import Batch
 from topv.mini.canvas import HEADS, IGNORED, KINDS
+from topv.mini.drills import RANKS
 from topv.mini.mentions import MOST_COUNTED
 from topv.mini.presets import Preset
 from topv.mini.shapes import COLOURS, SHAPES
@@ -30,6 +31,7 @@ __all__ = [
     "dense_loss",
     "mention_loss",
     "packed_mask",
+    "rank_loss",
     "see",
     "to_tensors",
 ]
@@ -59,6 +61,8 @@ class DenseHeads(nn.Module):
         self.visual_read = nn.Linear(preset.text_width, classes_read + 2 * grid)
         self.mention_norm = nn.LayerNorm(preset.text_width)
         self.mention_read = nn.Linear(preset.text_width, 1 + MOST_COUNTED + 2 * grid)
+        self.rank_norm = nn.LayerNorm(preset.text_width)
+        self.rank_read = nn.Linear(preset.text_width, len(RANKS) * (1 + MOST_COUNTED))
         for head, classes in HEADS.items():
             weight = torch.ones(classes)
             if head in _RARE:
@@ -157,8 +161,8 @@ def packed_mask(segments: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
 
 def decode(
     model: Any, visual: Tensor, tokens: Tensor, segments: Tensor, offsets: Tensor, dtype: torch.dtype, user: int
-) -> tuple[Tensor, Tensor]:
-    """Logits behind every packed token, and the hidden states half-way up the decoder.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits behind every packed token, and hidden states on the way there.
 
     Args:
         visual: (B, P, text width).
@@ -167,7 +171,8 @@ def decode(
         user: id of the token that opens the user's turn, before the image.
 
     Returns:
-        (B, A, vocabulary) and (B, A, text width).
+        (B, A, vocabulary); (B, A, text width), the packed tokens half-way up the decoder; (B, P, text width), the
+        visual tokens a third of the way up.
     """
     embed = model.get_input_embeddings()
     rows, patches = visual.shape[:2]
@@ -183,8 +188,9 @@ def decode(
         output_hidden_states=True,
         **({"prefix": prefix} if model.config.text_config._attn_implementation == TRAINING_ATTENTION else {}),
     )
-    middle = out.hidden_states[model.config.text_config.num_hidden_layers // 2]
-    return model.lm_head(out.last_hidden_state[:, prefix:]), middle[:, prefix:]
+    layers = model.config.text_config.num_hidden_layers
+    middle, early = out.hidden_states[layers // 2], out.hidden_states[max(1, layers // 3)]
+    return model.lm_head(out.last_hidden_state[:, prefix:]), middle[:, prefix:], early[:, 1:prefix]
 
 
 def answer_logits(
@@ -211,6 +217,20 @@ def mention_loss(heads: DenseHeads, middle: Tensor, mentions: Tensor) -> Tensor:
     return total
 
 
+def rank_loss(heads: DenseHeads, early: Tensor, ranks: Tensor) -> Tensor:
+    """Loss on how many objects like it stand up to each object.
+
+    Args:
+        early: hidden states of the visual tokens a third of the way up the decoder, (B, P, text width).
+        ranks: int64 (B, P, 3), see ``Batch``.
+    """
+    centres = ranks[..., 0] != IGNORED
+    scores = heads.rank_read(heads.rank_norm(early[centres].float())).float()
+    rows = max(1, scores.shape[0]) * len(RANKS)
+    lost = F.cross_entropy(scores.view(-1, 1 + MOST_COUNTED), ranks[centres].flatten(), reduction="sum")
+    return lost / rows
+
+
 def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Weighted cross-entropy of the answers: logits (B, A, V), targets and weights (B, A)."""
     lost = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
@@ -219,5 +239,5 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 def to_tensors(batch: Batch, device: str) -> dict[str, Tensor]:
     """A batch's arrays as tensors on a device."""
-    names = ("pixels", "labels", "tokens", "segments", "offsets", "targets", "weights", "mentions")
+    names = ("pixels", "labels", "tokens", "segments", "offsets", "targets", "weights", "mentions", "ranks")
     return {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}

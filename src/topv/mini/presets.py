@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from topv.mini.geometry import Geometry
 
@@ -48,6 +48,16 @@ class Preset:
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.image_size, self.patch_size)
+
+    def continued(self) -> Preset:
+        """The schedule for going on from trained weights: half the rates, and no stage of the tower alone."""
+        return replace(
+            self,
+            tower_share=0.0,
+            reading_share=0.0,
+            text_rate=self.text_rate / 2,
+            joint_tower_rate=self.joint_tower_rate / 2,
+        )
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -14,7 +14,7 @@ from topv.mini.composition import Plan
 from topv.mini.randomness import Stream
 from topv.mini.shapes import COLOURS, SHAPES
 
-__all__ = ["TASKS", "Question", "ask"]
+__all__ = ["TASKS", "Question", "ask", "plural"]
 
 TASKS = ("ocr", "recognition", "counting", "relation", "existence", "diagram", "caption", "description")
 _PLURALS = {"cross": "crosses"}
@@ -42,7 +42,8 @@ class Question:
 Draft = tuple[str, str, str, list[Item] | None]
 
 
-def _plural(name: str) -> str:
+def plural(name: str) -> str:
+    """A shape's name for several of them."""
     return _PLURALS.get(name, name + "s")
 
 
@@ -73,14 +74,14 @@ def _counting(stream: Stream, shapes: list[Item], plan: Plan) -> Iterable[Draft]
     attribute, value = plan.theme
     themed = [item for item in shapes if (item.name if attribute == "shape" else item.colour) == value]
     if themed:
-        noun = _plural(value) if attribute == "shape" else f"{value} objects"
+        noun = plural(value) if attribute == "shape" else f"{value} objects"
         yield "counting", f"how many {noun} are there?", str(len(themed)), themed
     others = [i for i in shapes if i not in themed]
     if others and stream.chance(0.25):
         item = stream.choice(others)
         by_shape = stream.chance(0.5)
         same = [i for i in shapes if (i.name == item.name if by_shape else i.colour == item.colour)]
-        noun = _plural(item.name) if by_shape else f"{item.colour} objects"
+        noun = plural(item.name) if by_shape else f"{item.colour} objects"
         yield "counting", f"how many {noun} are there?", str(len(same)), same
     if stream.chance(0.35):
         yield "counting", "how many objects are there?", str(len(shapes)), shapes

@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of the training")
     parser.add_argument("--minutes", type=float, default=60.0, help="length of the whole training")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
+    parser.add_argument("--start", metavar="FOLDER", help="begin with these trained weights; bundled: the shipped ones")
     parser.add_argument("--processes", type=int, default=1, help="processes that train together, a thread each")
     parser.add_argument("--validate-minutes", type=float, default=4.0, help="time between validations")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the best weights so far there and stop")
@@ -28,11 +29,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(preset: str, out: Path, minutes: float, seed: int, validate_minutes: float) -> None:
+def _start_folder(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    from topv.mini import MINI_PATH
+
+    folder = MINI_PATH if name == "bundled" else Path(name)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"--start {name}: no config.json in {folder}; give a model folder, or 'bundled'.")
+    return folder
+
+
+def _train(preset: str, out: Path, minutes: float, seed: int, start: Path | None, validate_minutes: float) -> None:
     from topv.mini.presets import get_preset
     from topv.mini.training import Trainer
 
-    Trainer(get_preset(preset), out, minutes, seed).run(validate_seconds=60 * validate_minutes)
+    Trainer(get_preset(preset), out, minutes, seed, start).run(validate_seconds=60 * validate_minutes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,9 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from topv.mini.crew import launch
     from topv.mini.training import prepare_processor
 
-    prepare_processor(preset, options.out)
+    start = _start_folder(options.start)
+    prepare_processor(preset, options.out, start)
     launch(
-        _train, options.processes, (preset.name, options.out, options.minutes, options.seed, options.validate_minutes)
+        _train,
+        options.processes,
+        (preset.name, options.out, options.minutes, options.seed, start, options.validate_minutes),
     )
 
 

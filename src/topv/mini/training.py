@@ -16,7 +16,7 @@ from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import Batch, draw_batch, stream_batches
 from topv.mini.build import USER, build_model, build_processor
 from topv.mini.checkpoints import load_checkpoint, read_state, save_checkpoint
-from topv.mini.objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, see, to_tensors
+from topv.mini.objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, rank_loss, see, to_tensors
 from topv.mini.presets import Preset
 from topv.mini.questions import TASKS
 from topv.mini.validation import validate
@@ -34,6 +34,7 @@ _COLUMNS = (
     "patch_accuracy",
     "answer_loss",
     "noun_loss",
+    "rank_loss",
     "mean",
     *TASKS,
 )
@@ -47,17 +48,35 @@ def autocast_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
 
-def prepare_processor(preset: Preset, out: Path) -> Any:
-    """The processor of a training: read from its folder, or trained and written there the first time."""
+def prepare_processor(preset: Preset, out: Path, start: Path | None = None) -> Any:
+    """The processor of a training: read from its folder; the first time, that of ``start`` or a newly trained one."""
+    from transformers import AutoProcessor
+
     folder = out / "processor"
     if (folder / "processor_config.json").is_file():
-        from transformers import AutoProcessor
-
         return AutoProcessor.from_pretrained(folder, local_files_only=True)
-    processor = build_processor(preset)
+    if start is not None:
+        processor = AutoProcessor.from_pretrained(start, local_files_only=True)
+    else:
+        processor = build_processor(preset)
     folder.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(folder)
     return processor
+
+
+def _copy_weights(start: Path, model: Any) -> None:
+    """Copy a trained model's weights into an untrained one of the same shape."""
+    from transformers import AutoModelForImageTextToText
+
+    trained = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32, local_files_only=True)
+    held, wanted = trained.state_dict(), model.state_dict()
+    other = [name for name in wanted if name not in held or held[name].shape != wanted[name].shape]
+    if other or len(held) != len(wanted):
+        raise ValueError(
+            f"{start} holds a {trained.config.model_type} model of another shape ({other[:3]} differ); start from a"
+            " model that this preset trained."
+        )
+    model.load_state_dict(held)
 
 
 class Trainer:
@@ -68,18 +87,27 @@ class Trainer:
         out: folder for tokenizer, checkpoints, the log and the best weights.
         minutes: length of the whole training; the learning rate falls to zero at its end.
         seed: of the initial weights.
+        start: folder of a trained model of the same preset whose weights to begin with; the schedule is then
+            ``Preset.continued``.
+
+    Raises:
+        ValueError: the minutes are not above 0, or ``out`` or ``start`` holds another preset's model.
     """
 
-    def __init__(self, preset: Preset, out: Path, minutes: float, seed: int = 0) -> None:
+    def __init__(self, preset: Preset, out: Path, minutes: float, seed: int = 0, start: Path | None = None) -> None:
         if minutes <= 0:
             raise ValueError(f"Training for {minutes} minutes; expected a number above 0.")
-        self.preset, self.out, self.minutes = preset, out, minutes
-        self.processor = prepare_processor(preset, out)
+        self.preset = preset = preset if start is None else preset.continued()
+        self.out, self.minutes = out, minutes
+        self.processor = prepare_processor(preset, out, start)
         tokenizer = self.processor.tokenizer
         self.user = tokenizer.convert_tokens_to_ids(USER)
         torch.manual_seed(seed)
         self.device, self.dtype = preset.device, autocast_dtype(preset.device)
-        self.model = build_model(preset, tokenizer).to(self.device).train()
+        self.model = build_model(preset, tokenizer)
+        if start is not None and read_state(out) is None:
+            _copy_weights(start, self.model)
+        self.model.to(self.device).train()
         if self.device == "cpu":
             register()
             self.model.set_attn_implementation(TRAINING_ATTENTION)
@@ -157,7 +185,7 @@ class Trainer:
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             features, visual = see(self.model, held["pixels"])
             if joint:
-                logits, middle = decode(
+                logits, middle, early = decode(
                     self.model,
                     visual[: len(held["tokens"])],
                     held["tokens"],
@@ -172,8 +200,9 @@ class Trainer:
         if joint:
             answers = answer_loss(logits, held["targets"], held["weights"])
             nouns = mention_loss(self.heads, middle, held["mentions"])
-            loss = loss + answers + nouns
-            measured |= {"answer_loss": answers.item(), "noun_loss": nouns.item()}
+            orders = rank_loss(self.heads, early, held["ranks"])
+            loss = loss + answers + nouns + orders
+            measured |= {"answer_loss": answers.item(), "noun_loss": nouns.item(), "rank_loss": orders.item()}
         if not math.isfinite(measured["dense_loss"] + measured.get("answer_loss", 0.0)):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state['step']}; restart from the last checkpoint with a"

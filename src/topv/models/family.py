@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import UnsupportedError
-from ..layout import VisualLayout
+from ..layout import Picture, VisualLayout
 
 __all__ = ["Family"]
 
@@ -93,22 +93,60 @@ class Family:
         weights: int = sum(m.in_features * m.out_features for m in modules if _is_linear(m))
         return 2 * tokens * weights + 4 * tokens**2 * self.text_config.num_attention_heads * self.head_dim
 
+    @property
+    def image_ids(self) -> frozenset[int]:
+        """Token ids of which every occurrence stands for one visual token of an image."""
+        return _ids(self.config, "image_token_id", "image_token_index")
+
+    @property
+    def video_ids(self) -> frozenset[int]:
+        """Token ids of which every occurrence stands for one visual token of a video."""
+        return _ids(self.config, "video_token_id", "video_token_index")
+
     def placeholders(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which of `input_ids` (B, T) stand for a visual token: BoolTensor (B, T)."""
-        return input_ids == self.config.image_token_id
+        ids = sorted(self.image_ids | self.video_ids)
+        return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
 
     def has_images(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether the call's keyword arguments bring images to encode, or already encoded."""
+        """Whether the call's keyword arguments bring images or videos to encode, or already encoded."""
         encoded = inputs.get("mm_encoder_outputs") or {}
-        return inputs.get("pixel_values") is not None or encoded.get("image") is not None
+        return any(value is not None for name, value in inputs.items() if name.startswith("pixel_values")) or any(
+            encoded.get(kind) is not None for kind in ("image", "video")
+        )
+
+    def images(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
+        """The images of a call, in the order in which its arguments hold them, or None where the rule that lays them
+        out is not known.
+
+        Args:
+            inputs: the call's arguments by name, on any device.
+
+        Raises:
+            LayoutError: when the arguments do not say enough.
+        """
+        return None
+
+    def videos(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
+        """The videos of a call, as `images`."""
+        return None
 
     def layout(self, placeholders: torch.Tensor, inputs: Mapping[str, Any]) -> VisualLayout:
-        """Deal the placeholder positions (B, T), on the CPU, out to the images of this call.
+        """Deal the placeholder positions (B, T), on the CPU, out to the images and videos of this call.
+
+        Where no rule is known, each unbroken run of placeholders is a grid of its own in which no token has a place.
 
         Raises:
             LayoutError: when they do not fit.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define layout().")
+        ids = inputs["input_ids"].cpu()
+        is_video = placeholders & torch.isin(ids, torch.tensor(sorted(self.video_ids - self.image_ids)))
+        kinds = {"image": placeholders & ~is_video, "video": is_video}
+        queues = {"image": self.images(inputs), "video": self.videos(inputs)}
+        for kind, held in queues.items():
+            if held is None and bool(kinds[kind].any()):
+                queues[kind] = [Picture.placeless(length) for length in run_lengths(kinds[kind])]
+        return VisualLayout.from_pictures(placeholders, _in_prompt_order(placeholders, is_video, queues))
 
     def fixed_grid(self) -> tuple[int, int]:
         """The (h, w) grid that every image fills, for models that scale all images to one size.
@@ -117,6 +155,48 @@ class Family:
             UnsupportedError: when grids differ from image to image.
         """
         raise UnsupportedError(f"{type(self.model).__name__} has no one grid size: it depends on the image.")
+
+
+def run_lengths(marks: torch.Tensor) -> list[int]:
+    """Lengths of the unbroken runs of true entries in each row of (B, T), row by row.
+
+    >>> run_lengths(torch.tensor([[True, True, False, True]]))
+    [2, 1]
+    """
+    lengths: list[int] = []
+    for row in marks.tolist():
+        run = 0
+        for marked in [*row, False]:
+            if marked:
+                run += 1
+            elif run:
+                lengths.append(run)
+                run = 0
+    return lengths
+
+
+def _ids(config: Any, *names: str) -> frozenset[int]:
+    return frozenset(value for name in names if isinstance(value := getattr(config, name, None), int))
+
+
+def _in_prompt_order(
+    placeholders: torch.Tensor, is_video: torch.Tensor, queues: Mapping[str, Sequence[Picture] | None]
+) -> list[Picture]:
+    """Images and videos merged into the order in which the prompts hold their placeholders."""
+    waiting = {kind: iter(pictures or ()) for kind, pictures in queues.items()}
+    ordered: list[Picture] = []
+    for marks, video in zip(placeholders, is_video, strict=True):
+        kinds = video[marks.nonzero().squeeze(1)].tolist()
+        at = 0
+        while at < len(kinds):
+            picture = next(waiting["video" if kinds[at] else "image"], None)
+            if picture is None:
+                break
+            ordered.append(picture)
+            at += picture.tokens
+    for left in waiting.values():
+        ordered += left
+    return ordered
 
 
 def _is_linear(module: Any) -> bool:

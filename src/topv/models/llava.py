@@ -9,7 +9,7 @@ import torch
 
 from ..errors import LayoutError, UnsupportedError
 from ..layout import VisualLayout
-from .family import Family
+from .family import Family, run_lengths
 
 __all__ = ["Llava"]
 
@@ -62,7 +62,7 @@ class Llava(Family):
         encoded = inputs.get("mm_encoder_outputs") or {}
         if encoded.get("image") is None:
             raise LayoutError("images of differing sizes came without image_sizes. Pass what the processor returned.")
-        rows = iter(_run_lengths(placeholders))
+        rows = iter(run_lengths(placeholders))
         shapes = []
         for features in encoded["image"].pooler_output:
             tokens, width, height = len(features), 0, 0
@@ -70,17 +70,3 @@ class Llava(Family):
                 width, height = next(rows, tokens), height + 1
             shapes.append((height, width))
         return shapes
-
-
-def _run_lengths(placeholders: torch.Tensor) -> list[int]:
-    """Lengths of the unbroken runs of placeholders, sample by sample."""
-    lengths: list[int] = []
-    for row in placeholders.tolist():
-        run = 0
-        for is_visual in [*row, False]:
-            if is_visual:
-                run += 1
-            elif run:
-                lengths.append(run)
-                run = 0
-    return lengths

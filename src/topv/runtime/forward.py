@@ -213,7 +213,7 @@ class Forward:
         return Evidence(
             rows_and_columns=bucket.grids[0].rows_and_columns,
             coordinates=coordinates(bucket.grids[0].rows_and_columns).to(device, non_blocking=True),
-            images=tuple(grid.image for grid in bucket.grids),
+            images=tuple(grid.ordinal for grid in bucket.grids),
             source=None if self._source is None else self._source[number].to(device),
             target=None if self._target is None else self._target[number].to(device),
             attention=attention,

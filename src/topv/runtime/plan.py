@@ -107,7 +107,7 @@ def build_plan(
     for grid in layout.grids:
         if not bool(real[grid.sample, grid.columns].all()):
             raise LayoutError(
-                f"the attention mask hides visual tokens of image {grid.image} in sample {grid.sample}. Pass the "
+                f"the attention mask hides visual tokens of grid {grid.ordinal} in sample {grid.sample}. Pass the "
                 "attention mask that the processor returned for this prompt."
             )
         count = _count(grid, method, int(must_stay[grid.sample, grid.columns].sum()))
@@ -132,7 +132,7 @@ def _count(grid: Grid, method: Method, protected: int) -> int:
         return protected
     if protected > count:
         raise LayoutError(
-            f"{protected} visual tokens of image {grid.image} in sample {grid.sample} must stay (the last position, or "
+            f"{protected} visual tokens of grid {grid.ordinal} in sample {grid.sample} must stay (the last position, or "
             f"positions whose next label is scored), more than the {count} that {method!r} keeps. Set the labels of "
             "image tokens to -100, or keep more."
         )

@@ -101,7 +101,7 @@ class Results:
         for grid, number, index in self._judged():
             scores = self._outcome.importance[number]
             if scores is not None:
-                scored.setdefault(grid.sample, {})[grid.image] = scores[index].float().cpu()
+                scored.setdefault(grid.sample, {})[grid.ordinal] = scores[index].float().cpu()
         result: list[torch.Tensor | None] = []
         for sample in range(self.plan.layout.batch):
             if sample not in scored:
@@ -110,7 +110,7 @@ class Results:
             grids = [grid for grid in self.plan.layout.grids if grid.sample == sample]
             unknown = float("nan")
             parts = [
-                scored[sample].get(grid.image, torch.full((grid.tokens,), unknown, device="cpu")) for grid in grids
+                scored[sample].get(grid.ordinal, torch.full((grid.tokens,), unknown, device="cpu")) for grid in grids
             ]
             result.append(torch.cat(parts))
         return result
@@ -121,10 +121,10 @@ class Results:
                 yield grid, number, index
 
     def _columns_left_alone(self) -> list[list[torch.Tensor]]:
-        judged = {(grid.sample, grid.image) for bucket in self.plan.buckets for grid in bucket.grids}
+        judged = {(grid.sample, grid.ordinal) for bucket in self.plan.buckets for grid in bucket.grids}
         columns: list[list[torch.Tensor]] = [[] for _ in range(self.plan.layout.batch)]
         for grid in self.plan.layout.grids:
-            if (grid.sample, grid.image) not in judged:
+            if (grid.sample, grid.ordinal) not in judged:
                 columns[grid.sample].append(grid.columns + self._past)
         return columns
 
