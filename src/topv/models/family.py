@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,14 @@ from torch import nn
 from ..errors import UnsupportedError
 from ..layout import Picture, VisualLayout
 
-__all__ = ["Family"]
+__all__ = ["Family", "find_decoder", "run_lengths"]
+
+_MARK, _ARGUMENTS = "_topv_picture", "_topv_arguments"
+ATTENTIONS = ("self_attn", "attention", "self_attention")
+MIXERS = (*ATTENTIONS, "linear_attn", "conv", "mamba", "mixer")
+MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc1")
+RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
+POINTWISE = ("mlp", "moe")
 
 
 class Family:
@@ -29,45 +37,97 @@ class Family:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.multimodal: nn.Module = getattr(model, "base_model", model)
-        language_model = getattr(self.multimodal, "language_model", None)
-        layers = getattr(language_model, "layers", None)
-        if not isinstance(language_model, nn.Module) or not isinstance(layers, nn.ModuleList) or not len(layers):
-            raise UnsupportedError(
-                f"{type(model).__name__} has no `language_model.layers` list of decoder layers where topv can prune."
-            )
-        self.language_model: nn.Module = language_model
+        self.language_model: nn.Module = find_decoder(model)
         self.config: Any = self.multimodal.config
-        text_config: Any = language_model.config
+        text_config: Any = self.language_model.config
         self.text_config = text_config
         depth: int = self.text_config.num_hidden_layers
-        self.layers: list[nn.Module] = list(layers)[:depth]
-        self._check_layers()
-
-    def _check_layers(self) -> None:
-        if getattr(self.text_config, "sliding_window", None) is not None or getattr(
-            self.text_config, "attention_chunk_size", None
-        ):
-            raise UnsupportedError(
-                f"{type(self.model).__name__} has sliding-window or chunked attention, whose windows topv cannot "
-                "yet measure in the positions of the unpruned prompt. Use a checkpoint with full attention."
-            )
+        self.layers: list[nn.Module] = list(_layer_list(self.language_model) or ())[:depth]
         for layer in (self.layers[0], self.layers[-1]):
             self.attention(layer)
             self.mlp(layer)
 
     def attention(self, layer: nn.Module) -> nn.Module:
-        """The attention module of a decoder layer."""
-        return self._child(layer, "self_attn")
+        """The module of a decoder layer that mixes tokens: attention, or what stands in its place."""
+        return self._child(layer, MIXERS)
 
     def mlp(self, layer: nn.Module) -> nn.Module:
-        """The MLP (or mixture-of-experts) module of a decoder layer."""
-        return self._child(layer, "mlp")
+        """The MLP (or mixture-of-experts) module of a decoder layer; its mixer where a layer is nothing else."""
+        return self._child(layer, (*MLPS, "mixer"))
 
-    def _child(self, layer: nn.Module, name: str) -> nn.Module:
-        child = getattr(layer, name, None)
-        if not isinstance(child, nn.Module):
-            raise UnsupportedError(f"{type(layer).__name__} has no `{name}` module, where topv reads its evidence.")
-        return child
+    def _child(self, layer: nn.Module, names: Sequence[str]) -> nn.Module:
+        for name in names:
+            child = getattr(layer, name, None)
+            if isinstance(child, nn.Module):
+                return child
+        raise UnsupportedError(
+            f"{type(layer).__name__} has none of the modules {', '.join(names)}, where topv reads its evidence."
+        )
+
+    def _kind(self, layer: int) -> str | None:
+        """What transformers calls the kind of decoder layer `layer`, or None where all are alike."""
+        kinds: Sequence[str] = getattr(self.text_config, "layer_types", None) or ()
+        return kinds[layer] if layer < len(kinds) else None
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether decoder layer `layer` carries a state from token to token instead of keeping keys."""
+        kind = self._kind(layer)
+        if kind is not None:
+            return kind in RECURRENT
+        return not any(isinstance(getattr(self.layers[layer], name, None), nn.Module) for name in ATTENTIONS)
+
+    def mixes_neighbours(self, layer: int) -> bool:
+        """Whether decoder layer `layer` convolves its sequence beside its attention."""
+        return (self._kind(layer) or "").startswith("hybrid")
+
+    def keeps_keys(self, layer: int) -> bool:
+        """Whether decoder layer `layer` has keys and values in the KV cache."""
+        return self._kind(layer) not in POINTWISE and not self.is_recurrent(layer)
+
+    @property
+    def lends_keys(self) -> bool:
+        """Whether some decoder layers attend to the keys of earlier ones."""
+        return bool(getattr(self.text_config, "num_kv_shared_layers", 0))
+
+    def key_layer(self, layer: int) -> int:
+        """The layer whose keys decoder layer `layer` attends to: another one where layers share a KV cache."""
+        attention = getattr(self.layers[layer], "self_attn", None)
+        if not self.lends_keys or not getattr(attention, "is_kv_shared_layer", False):
+            return layer
+        shared = getattr(attention, "kv_shared_layer_index", None)
+        if shared is not None:
+            return int(shared)
+        kinds, first = self.text_config.layer_types, len(self.layers) - self.text_config.num_kv_shared_layers
+        return max(i for i in range(first) if kinds[i] == kinds[layer])
+
+    def window(self, layer: int) -> int | None:
+        """How many columns back decoder layer `layer` sees, itself included, or None when it sees all."""
+        kind = self._kind(layer)
+        if kind == "chunked_attention":
+            return getattr(self.text_config, "attention_chunk_size", None)
+        if kind is not None and "sliding" not in kind:
+            return None
+        if kind is None and not getattr(self.text_config, "use_sliding_window", True):
+            return None
+        return getattr(self.text_config, "sliding_window", None)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether decoder layers are of several kinds, each with masks of its own."""
+        return len(set(getattr(self.text_config, "layer_types", None) or ())) > 1
+
+    @property
+    def rejoins(self) -> bool:
+        """Whether the decoder adds something at prompt positions after some of its layers (deepstack)."""
+        return any("deepstack" in name for name in inspect.signature(self.language_model.forward).parameters)
+
+    def rejoined(self, inputs: Mapping[str, Any]) -> frozenset[int]:
+        """The layers behind which it does so in a call of the decoder with these arguments."""
+        held = next((value for name, value in inputs.items() if "deepstack" in name and value is not None), None)
+        if isinstance(held, Mapping):
+            # By the layer before which each is added.
+            return frozenset(layer - 1 for layer in held)
+        return frozenset(range(0 if held is None else len(held)))
 
     @property
     def kv_heads(self) -> int:
@@ -131,6 +191,26 @@ class Family:
         """The videos of a call, as `images`."""
         return None
 
+    def mark(self, kind: str, inputs: Mapping[str, Any], output: Any) -> None:
+        """Note on encoded pictures how they are laid out, for a later call that is given the features alone.
+
+        Args:
+            kind: "image" or "video".
+            inputs: the arguments that they were encoded from, by name.
+            output: what `get_image_features` or `get_video_features` returned.
+        """
+        features = _features(output)
+        arguments = _WithoutPrompt(inputs)
+        try:
+            pictures = self.images(arguments) if kind == "image" else self.videos(arguments)
+        except _PromptNeeded:
+            shapes = {n: v.to("meta") if n.startswith("pixel") and hasattr(v, "to") else v for n, v in inputs.items()}
+            vars(output)[_ARGUMENTS] = shapes
+            return
+        if pictures is not None and len(features) == len(pictures):
+            for feature, picture in zip(features, pictures, strict=True):
+                setattr(feature, _MARK, picture)
+
     def layout(self, placeholders: torch.Tensor, inputs: Mapping[str, Any]) -> VisualLayout:
         """Deal the placeholder positions (B, T), on the CPU, out to the images and videos of this call.
 
@@ -139,10 +219,15 @@ class Family:
         Raises:
             LayoutError: when they do not fit.
         """
+        inputs = _with_encoded(inputs)
         ids = inputs["input_ids"].cpu()
         is_video = placeholders & torch.isin(ids, torch.tensor(sorted(self.video_ids - self.image_ids)))
         kinds = {"image": placeholders & ~is_video, "video": is_video}
-        queues = {"image": self.images(inputs), "video": self.videos(inputs)}
+        queues = {kind: _marked(inputs, kind) for kind in kinds}
+        if queues["image"] is None:
+            queues["image"] = self.images(inputs)
+        if queues["video"] is None:
+            queues["video"] = self.videos(inputs)
         for kind, held in queues.items():
             if held is None and bool(kinds[kind].any()):
                 queues[kind] = [Picture.placeless(length) for length in run_lengths(kinds[kind])]
@@ -155,6 +240,37 @@ class Family:
             UnsupportedError: when grids differ from image to image.
         """
         raise UnsupportedError(f"{type(self.model).__name__} has no one grid size: it depends on the image.")
+
+
+def _layer_list(module: Any) -> nn.ModuleList | None:
+    for name in ("layers", "h", "blocks"):
+        layers = getattr(module, name, None)
+        if isinstance(layers, nn.ModuleList) and len(layers):
+            return layers
+    return None
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The innermost module that holds the decoder's list of layers.
+
+    Raises:
+        UnsupportedError: when there is none.
+    """
+    multimodal = getattr(model, "base_model", model)
+    decoders = [getattr(multimodal, name, None) for name in ("language_model", "text_model")]
+    get_decoder: Any = getattr(model, "get_decoder", None)
+    if get_decoder is not None:
+        decoders.append(get_decoder())
+    for module in decoders:
+        for _ in range(4):
+            if not isinstance(module, nn.Module):
+                break
+            if _layer_list(module) is not None:
+                return module
+            module = getattr(module, "model", None) or getattr(module, "decoder", None)
+    raise UnsupportedError(
+        f"{type(model).__name__} has no `language_model.layers` list of decoder layers where topv can prune."
+    )
 
 
 def run_lengths(marks: torch.Tensor) -> list[int]:
@@ -173,6 +289,39 @@ def run_lengths(marks: torch.Tensor) -> list[int]:
                 lengths.append(run)
                 run = 0
     return lengths
+
+
+class _PromptNeeded(KeyError):
+    """A layout is read off the prompt, which is at hand later as well."""
+
+
+class _WithoutPrompt(dict[str, Any]):
+    """The arguments of an encoder, which is not given the prompt."""
+
+    def __missing__(self, name: str) -> Any:
+        raise _PromptNeeded(name) if name == "input_ids" else KeyError(name)
+
+
+def _features(output: Any) -> Sequence[Any]:
+    """The features of each picture, where a model hands them out one by one."""
+    features = getattr(output, "pooler_output", output)
+    return features if isinstance(features, (list, tuple)) else ()
+
+
+def _marked(inputs: Mapping[str, Any], kind: str) -> Sequence[Picture] | None:
+    """The layouts that already encoded pictures carry, or None where one does not."""
+    encoded = (inputs.get("mm_encoder_outputs") or {}).get(kind)
+    marks = [getattr(feature, _MARK, None) for feature in _features(encoded)]
+    known = [mark for mark in marks if mark is not None]
+    return known if known and len(known) == len(marks) else None
+
+
+def _with_encoded(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call's arguments, with those that its pictures were encoded from (of pixels, the shapes alone)."""
+    found: dict[str, Any] = {}
+    for output in (inputs.get("mm_encoder_outputs") or {}).values():
+        found |= getattr(output, _ARGUMENTS, {})
+    return {**found, **{name: value for name, value in inputs.items() if value is not None}} if found else inputs
 
 
 def _ids(config: Any, *names: str) -> frozenset[int]:

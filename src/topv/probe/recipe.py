@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -39,6 +39,7 @@ class Recipe:
         several_images: whether one prompt can hold more than one image.
         wide: whether an image of another shape takes another grid of tokens.
         video: whether a prompt can hold a video.
+        continuation: for arguments that hold a number per token, the number of generated tokens where it is not 0.
         needs: a package beyond topv's own that building the model imports, or None.
     """
 
@@ -46,6 +47,7 @@ class Recipe:
     several_images: bool = True
     wide: bool = False
     video: bool = False
+    continuation: ClassVar[dict[str, int]] = {}
     needs: str | None = None
 
     def config(self) -> Any:
@@ -61,13 +63,13 @@ class Recipe:
         return model.float().eval()
 
     def randomise(self, model: Any) -> None:
-        """Draw every matrix anew, larger than transformers does, so that layers and positions differ by more than
-        rounding."""
+        """Draw every matrix anew: larger than transformers does, so that layers and positions differ by more than
+        rounding, and smaller than where a recurrent layer would magnify rounding itself."""
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim >= 2:
                     fan_in = parameter[0].numel()
-                    parameter.normal_(0, min(0.25, 1.4 * fan_in**-0.5))
+                    parameter.normal_(0, min(0.25, 0.4 * fan_in**-0.5))
 
     def pictures(self, model: Any, kinds: Sequence[str], generator: torch.Generator) -> Pictures:
         """Random pictures of the given kinds (of `PICTURES`), in the order in which the batch holds them."""

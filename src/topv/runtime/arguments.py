@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -18,9 +19,14 @@ class Signature:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = inspect.signature(module.forward).parameters.values()
-        self.names = [p.name for p in parameters if p.kind in kinds]
+        self.names = _positional(module.forward)
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Signature:
+        """The names of a function's positional parameters."""
+        signature = cls.__new__(cls)
+        signature.names = _positional(function)
+        return signature
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments by name."""
@@ -39,3 +45,8 @@ class Signature:
             else:
                 new_kwargs[name] = value
         return tuple(new_args), new_kwargs
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]

@@ -33,14 +33,11 @@ class Compaction:
         valid = None if self.valid is None else self.valid.to(device)
         return Compaction(self.index.to(device), valid, self.length)
 
-    def gather(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        """Take the slots' columns along `dim` of a tensor whose first dimension is B or 1.
-
-        With `dim` = -1 and three dimensions the first counts position rows (M-RoPE) and the second is the batch.
-        """
+    def gather(self, tensor: torch.Tensor, dim: int = 1, batch_dim: int | None = None) -> torch.Tensor:
+        """Take the slots' columns along `dim` of a tensor whose `batch_dim` (the one before by default) is B or 1."""
         index = self.index.to(tensor.device)
         dim = dim % tensor.ndim
-        batch_dim = dim - 1
+        batch_dim = dim - 1 if batch_dim is None else batch_dim
         shape = list(tensor.shape)
         shape[batch_dim] = index.shape[0]
         tensor = tensor.expand(shape)
@@ -49,7 +46,7 @@ class Compaction:
         shape[dim] = index.shape[1]
         return tensor.gather(dim, index.view(view).expand(shape))
 
-    def scatter(self, tensor: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def scatter(self, tensor: torch.Tensor, real: torch.Tensor, *, unknown: float | None = None) -> torch.Tensor:
         """Put compacted (B, S, D) states back at their columns of (B, T, D).
 
         Positions that were pruned hold NaN, so that reading one cannot pass for a result; padding holds zeros. While
@@ -58,9 +55,11 @@ class Compaction:
         Args:
             tensor: (B, S, D) floating point.
             real: BoolTensor (B, T), false at padding.
+            unknown: what to put at pruned positions instead.
         """
         mover = self.to(tensor.device)
-        unknown = 0.0 if torch.is_grad_enabled() and tensor.requires_grad else float("nan")
+        if unknown is None:
+            unknown = 0.0 if torch.is_grad_enabled() and tensor.requires_grad else float("nan")
         full = tensor.new_full((tensor.shape[0], self.length, tensor.shape[2]), unknown)
         full = full.masked_fill(~real.to(tensor.device, non_blocking=True).unsqueeze(2), 0.0)
         if mover.valid is not None:
@@ -92,17 +91,14 @@ def compact(plan: PrefillPlan, kept: list[torch.Tensor], device: torch.device) -
 
 
 def gather_arguments(value: Any, compaction: Compaction, batch: int) -> Any:
-    """Compact every tensor inside `value` that has a (batch, sequence) pair of dimensions; leave the rest alone.
+    """Compact every tensor inside `value` that has a batch and a sequence dimension; leave the rest alone.
 
-    A tensor qualifies when its second dimension is the full length and its first is `batch` or 1, or when its last
-    two dimensions are (batch or 1, full length), as position ids with several rows have.
+    The sequence is the second dimension behind one of `batch` or 1 rows, or the third behind either of the first two:
+    position ids and embeddings may count position rows (M-RoPE) or heads beside the batch.
     """
     if isinstance(value, torch.Tensor):
-        if value.ndim >= 2 and value.shape[1] == compaction.length and value.shape[0] in (1, batch):
-            return compaction.gather(value)
-        if value.ndim == 3 and value.shape[2] == compaction.length and value.shape[1] in (1, batch):
-            return compaction.gather(value, dim=2)
-        return value
+        where = _sequence(value, compaction.length, batch)
+        return value if where is None else compaction.gather(value, dim=where[1], batch_dim=where[0])
     if isinstance(value, tuple):
         return tuple(gather_arguments(item, compaction, batch) for item in value)
     if isinstance(value, list):
@@ -110,3 +106,16 @@ def gather_arguments(value: Any, compaction: Compaction, batch: int) -> Any:
     if isinstance(value, dict):
         return {key: gather_arguments(item, compaction, batch) for key, item in value.items()}
     return value
+
+
+def _sequence(value: torch.Tensor, length: int, batch: int) -> tuple[int, int] | None:
+    """The batch and sequence dimensions of an argument, or None when it has no such pair."""
+    shape = value.shape
+    if value.ndim >= 2 and shape[1] == length and shape[0] in (1, batch):
+        return 0, 1
+    if value.ndim >= 3 and shape[2] == length:
+        if shape[1] == batch or (value.ndim == 3 and shape[1] == 1):
+            return 1, 2
+        if shape[0] in (1, batch):
+            return 0, 2
+    return None

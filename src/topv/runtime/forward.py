@@ -17,9 +17,9 @@ from ..models import Family
 from ..selection import select
 from .attention_row import KeyTap, attention_to_tokens
 from .compaction import Compaction, compact, gather_arguments
-from .masks import short_mask
+from .masks import KeySlots, causal_mask, shorten_mask
 from .plan import PrefillPlan
-from .record import CacheRecord
+from .record import CacheRecord, mask_sizes
 
 __all__ = ["Forward", "Outcome", "current_forward", "set_forward"]
 
@@ -41,14 +41,17 @@ class Outcome:
     """What a prefill chose, for `Pruning` to report.
 
     Attributes:
-        lengths: entries in each layer's KV cache after the prefill (or that it would hold, without a cache).
+        lengths: for each layer that keeps keys, by its index, the entries in its KV cache after the prefill (or that
+            it would hold, without a cache).
+        entry_bytes: for each of them, bytes of one entry over the batch.
         kept: for each bucket of the plan, LongTensor (G, K) of each grid's kept tokens.
         recovered: for each bucket, BoolTensor (G, K): which of them were recovered.
         importance: for each bucket float32 (G, N), or None when the method has none.
         element_size: bytes per number in the hidden states, and so in the KV cache.
     """
 
-    lengths: list[int] = field(default_factory=list)
+    lengths: dict[int, int] = field(default_factory=dict)
+    entry_bytes: dict[int, int] = field(default_factory=dict)
     kept: list[torch.Tensor] = field(default_factory=list)
     recovered: list[torch.Tensor] = field(default_factory=list)
     importance: list[torch.Tensor | None] = field(default_factory=list)
@@ -110,9 +113,10 @@ class Forward:
         self._attention: torch.Tensor | None = None
         self._key_tap: KeyTap | None = None
         self._finite: list[tuple[torch.Tensor, Any]] = []
-        self._short: tuple[torch.Tensor, torch.Tensor, bool] | None = None
-        self._arguments: dict[str, tuple[Any, Any]] = {}
-        self._short_mask: tuple[Any] | None = None
+        self.rejoined: frozenset[int] = frozenset()
+        self._arguments: dict[int, tuple[Any, Any]] = {}
+        self._lent: dict[int, tuple[int, int]] = {}
+        self._masks: dict[tuple[int, int, int], tuple[Any, Any]] = {}
 
     @property
     def prunes(self) -> bool:
@@ -146,13 +150,14 @@ class Forward:
         if self.plan is None or self._key_tap is None:
             return
         last = torch.where(self.plan.real, torch.arange(self.length, device="cpu"), -1).amax(1)
+        own = arguments.get("attention_mask")
         self._attention = attention_to_tokens(
             attention,
             arguments,
             self._key_tap,
             last=last,
             past=self.past,
-            mask=self.mask,
+            mask=own if isinstance(own, torch.Tensor) and own.ndim == 4 else self.mask,
             whole_map="attention_map" in self.method.needs,
         )
         self._key_tap = None
@@ -210,12 +215,17 @@ class Forward:
             attention = self._attention.to(device)[
                 samples.to(device, non_blocking=True), columns.to(device, non_blocking=True)
             ]
+        source = None if self._source is None else self._source[number].to(device)
+        target = None if self._target is None else self._target[number].to(device)
+        if source is not None and target is not None and source.shape[-1] > target.shape[-1]:
+            # Several residual streams side by side: what a layer reads is a mixture of them.
+            source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
         return Evidence(
             rows_and_columns=bucket.grids[0].rows_and_columns,
             coordinates=coordinates(bucket.grids[0].rows_and_columns).to(device, non_blocking=True),
             images=tuple(grid.ordinal for grid in bucket.grids),
-            source=None if self._source is None else self._source[number].to(device),
-            target=None if self._target is None else self._target[number].to(device),
+            source=source,
+            target=target,
             attention=attention,
         )
 
@@ -257,66 +267,148 @@ class Forward:
         hidden = arguments["hidden_states"]
         if self.compaction is not None:
             for name, value in arguments.items():
-                if name in ("attention_mask", "past_key_values") or (name == "hidden_states" and layer > self.layer):
+                if name in ("attention_mask", "past_key_values"):
                     continue
-                changed[name] = self._gathered(name, value)
+                if name != "hidden_states" or (layer in self._whole and hidden.shape[1] == self.length):
+                    changed[name] = self._gathered(name, value)
             hidden = changed.get("hidden_states", hidden)
             # Gapped position ids look like several packed sequences to the flash kernels.
-            if "flash" in str(self.family.text_config._attn_implementation):
+            if self.is_flash:
                 changed["position_ids"] = None
-        if self._short_mask is None and (
-            self.compaction is not None or arguments.get("attention_mask") is not None or self._ragged
-        ):
-            self._short_mask = (self._make_mask(hidden),)
-        if self._short_mask is not None:
-            mask = self._short_mask[0]
-            changed["attention_mask"] = mask.to(hidden.device) if isinstance(mask, torch.Tensor) else mask
+        mask = arguments.get("attention_mask")
+        lender = self.family.key_layer(layer)
+        borrows = lender != layer
+        if not borrows and self.family.lends_keys:
+            self._lent[layer] = mask_sizes(self.cache, hidden.shape[1], layer)
+        if mask is not None or self._hides or self._ragged or borrows:
+            changed["attention_mask"] = self._shortened_mask(mask, hidden, layer)
         return {name: value for name, value in changed.items() if value is not arguments.get(name)}
+
+    @property
+    def _whole(self) -> set[int]:
+        """Layers that are handed whole hidden states, which they must shorten."""
+        return {self.layer, *(layer + 1 for layer in self.rejoined)}
+
+    def rejoin(self, output: Any) -> Any:
+        """A short layer's output put back at its prompt positions, for a decoder that adds to it there."""
+        if self.compaction is None or self.plan is None:
+            return output
+        states = output[0] if isinstance(output, tuple) else output
+        # Slots that pad a shorter row will take from pruned positions, so nothing there may spread.
+        full = self.compaction.scatter(states, self.plan.real, unknown=0.0)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    @property
+    def is_flash(self) -> bool:
+        """Whether the decoder runs on a flash-attention kernel, which takes no mask but padding."""
+        return "flash" in str(self.family.text_config._attn_implementation)
 
     def _gathered(self, name: str, value: Any) -> Any:
         if self.compaction is None:
             return value
-        if name == "hidden_states":
-            return self.compaction.gather(value)
-        known = self._arguments.get(name)
-        if known is None or known[0] is not value:
-            known = (value, gather_arguments(value, self.compaction, self.batch))
-            self._arguments[name] = known
+        if not name.startswith("position"):
+            return gather_arguments(value, self.compaction, self.batch)
+        # Positions are the same objects in every layer of a kind.
+        known = self._arguments.get(id(value))
+        if known is None:
+            known = self._arguments[id(value)] = (value, gather_arguments(value, self.compaction, self.batch))
         return known[1]
 
     @property
     def _ragged(self) -> bool:
         return self.record is not None and self.record.ragged
 
-    def _make_mask(self, hidden_states: torch.Tensor) -> Any:
-        device = hidden_states.device
+    @property
+    def _hides(self) -> bool:
+        """Whether this forward leaves slots in its short layers that no query may see."""
+        return self.compaction is not None and self.compaction.valid is not None
+
+    def _shortened_mask(self, mask: Any, hidden_states: torch.Tensor, layer: int) -> Any:
+        recurrent = self.family.is_recurrent(layer)
+        lender = self.family.key_layer(layer)
+        sizes = (0, 0) if recurrent else (-1, lender)
+        if lender == layer and not recurrent:
+            sizes = mask_sizes(self.cache, hidden_states.shape[1], layer)
+        known = self._masks.get((id(mask), *sizes))
+        if known is None:
+            if recurrent:
+                made = self._recurrent_mask(mask)
+            elif lender != layer:
+                made = self._borrowed_keys_mask(mask, hidden_states, lender)
+            else:
+                made = self._attention_mask(mask, hidden_states, layer, sizes)
+            known = self._masks[(id(mask), *sizes)] = (mask, made)
+        made = known[1]
+        return made.to(hidden_states.device) if isinstance(made, torch.Tensor) else made
+
+    def _recurrent_mask(self, mask: Any) -> Any:
+        """A recurrent layer's mask says which of this forward's own columns are padding."""
+        if self.compaction is None or (mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2)):
+            return mask
+        if mask is None:
+            return None if self.compaction.valid is None else self.compaction.valid.clone()
+        columns = self.compaction.to(mask.device).index + (mask.shape[1] - self.length)
+        kept = mask.expand(self.batch, -1).gather(1, columns)
+        valid = self.compaction.to(mask.device).valid
+        return kept if valid is None else kept.masked_fill(~valid, False)
+
+    def _attention_mask(self, mask: Any, hidden_states: torch.Tensor, layer: int, sizes: tuple[int, int]) -> Any:
+        device = mask.device if isinstance(mask, torch.Tensor) else hidden_states.device
+        length, let_go = sizes
         record = self.after()
-        queries = hidden_states.shape[1]
-        cached = 0 if self.cache is None else int(self.cache.get_seq_length(self.layer))
-        keys = cached + queries
-        four_dimensional = self.mask is not None and self.mask.ndim == 4
-        if four_dimensional and self.cache is not None:
-            keys = self.cache.get_mask_sizes(queries, self.layer)[0]
         if record is None:
-            columns = torch.arange(keys, device=device).expand(self.batch, -1)
+            columns = torch.arange(let_go, let_go + length, device=device).expand(self.batch, -1)
             valid = torch.ones_like(columns, dtype=torch.bool)
         else:
-            columns, valid = (t.to(device) for t in record.columns(keys))
-        padded = self.mask is not None and (self.past > 0 or self.plan is None)
-        needed = padded or self._ragged or (record is not None and record.ragged)
-        if self.plan is not None and self.plan.hides_columns:
-            needed = True
-        return short_mask(
-            None if self.mask is None else self.mask.to(device),
-            config=self.family.text_config,
-            hidden_states=hidden_states,
-            cache=self.cache,
-            layer=self.layer,
-            columns=columns,
-            valid=valid,
-            rows=None if self.compaction is None else self.compaction.to(device).index,
-            needed=needed,
+            every, filled = record.columns(let_go + length)
+            columns, valid = every[:, let_go:].to(device), filled[:, let_go:].to(device)
+        offset = self._mask_offset(mask, layer, let_go)
+        keys = KeySlots(columns, valid, offset)
+        if mask is not None:
+            return shorten_mask(mask, keys, None if self.compaction is None else self.compaction.to(device).index)
+        return causal_mask(
+            keys, config=self.family.text_config, hidden_states=hidden_states, cache=self.cache, layer=layer
         )
+
+    def _borrowed_keys_mask(self, mask: Any, hidden_states: torch.Tensor, lender: int) -> Any:
+        """The mask of a layer that attends to the keys of an earlier one, which may hold every column."""
+        record, device = self.after(), hidden_states.device
+        ends, queries = self.past + self.length, hidden_states.shape[1]
+        rows = torch.arange(self.length, device=device).expand(self.batch, -1)
+        if self.compaction is not None:
+            rows = self.compaction.to(device).index
+        rows = rows[:, rows.shape[1] - queries :]
+        columns = torch.arange(ends, device=device).expand(self.batch, -1)
+        member = torch.ones_like(columns, dtype=torch.bool)
+        if record is not None:
+            slots = record.slots.to(device)
+            known = member.new_zeros(self.batch, record.length + 1)
+            known.scatter_(1, torch.where(slots >= 0, slots, record.length), True)
+            member[:, : record.length] = known[:, : record.length]
+            if lender in self._lent:
+                length, let_go = self._lent[lender]
+                columns, member = (t[:, let_go:].to(device) for t in record.columns(let_go + length))
+        if mask is None:
+            seen = (columns[:, None, :] <= (rows + self.past)[:, :, None]) & member[:, None, :]
+            if self.mask is not None and self.mask.ndim == 2:
+                seen = seen & self.mask[:, :ends].bool().to(device).gather(1, columns)[:, None, :]
+            return seen[:, None]
+        offset = max(0, ends - mask.shape[-1])
+        inside = slice(offset, None) if lender < self.layer else slice(None)
+        whole_rows = mask.shape[-2] != queries or queries == self.length
+        keys = KeySlots(columns[:, inside], member[:, inside], offset)
+        return shorten_mask(mask, keys, rows if whole_rows and self.compaction is not None else None)
+
+    def _mask_offset(self, mask: Any, layer: int, let_go: int) -> int:
+        """The prompt column that a layer's mask begins with: not the first where a window has let go of some."""
+        if let_go == 0 and self.past == 0:
+            return 0
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+            return 0
+        width = mask.shape[-1] if mask is not None else 0
+        ends = self.past + self.length
+        window = self.family.window(layer)
+        return max(0, ends - width) if window is not None and width < ends else 0
 
     def after(self) -> CacheRecord | None:
         """The record that the cache should carry once this forward is over, or None."""

@@ -70,11 +70,6 @@ class PrefillPlan:
         return min(self.row_lengths) != self.length
 
     @property
-    def hides_columns(self) -> bool:
-        """Whether a column that stays is hidden by the attention mask (padding that a label scores)."""
-        return bool((self.fixed & ~self.real).any())
-
-    @property
     def tail(self) -> int:
         """Number of last columns that stay in every row, so that they can later be cropped from any cache layer."""
         return int(self.fixed.flip(1).long().cumprod(1).sum(1).min())
@@ -132,8 +127,8 @@ def _count(grid: Grid, method: Method, protected: int) -> int:
         return protected
     if protected > count:
         raise LayoutError(
-            f"{protected} visual tokens of grid {grid.ordinal} in sample {grid.sample} must stay (the last position, or "
-            f"positions whose next label is scored), more than the {count} that {method!r} keeps. Set the labels of "
+            f"{protected} visual tokens of grid {grid.ordinal} in sample {grid.sample} must stay (the last position, "
+            f"or positions whose next label is scored), more than the {count} that {method!r} keeps. Set the labels of "
             "image tokens to -100, or keep more."
         )
     return count

@@ -18,9 +18,9 @@ from ..methods import TARGETS, Method
 from ..models import Family, family_of
 from .arguments import Signature
 from .forward import Forward, current_forward, set_forward
-from .masks import check_mask, real_columns
+from .masks import prompt_mask, real_columns
 from .plan import PrefillPlan, build_plan
-from .record import read_record, write_record
+from .record import held, read_record, write_record
 from .report import Report
 from .results import Results
 
@@ -28,6 +28,16 @@ __all__ = ["Pruning", "attach", "prune"]
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _attached_lock = threading.Lock()
+
+
+class _Attribute:
+    """An attribute set on a module, which goes as hooks go."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self._module, self._name = module, name
+
+    def remove(self) -> None:
+        vars(self._module).pop(self._name, None)
 
 
 class Pruning:
@@ -115,7 +125,11 @@ class Pruning:
             self._handles.append(family.language_model.register_forward_hook(self._leave_decoder))
             for index, layer in enumerate(family.layers):
                 self._hook_before(layer, functools.partial(self._before_layer, index))
+                if index >= self.layer and family.rejoins:
+                    self._handles.append(layer.register_forward_hook(functools.partial(self._after_layer, index)))
             self._register_taps(family.layers[self.layer - 1])
+            for kind in ("image", "video"):
+                self._mark_features(kind)
         except BaseException:
             self.detach()
             raise
@@ -139,6 +153,23 @@ class Pruning:
             self._hook_before(attention, self._tap_keys)
             hook = functools.partial(self._tap_attention, Signature(attention))
             self._handles.append(attention.register_forward_hook(hook, with_kwargs=True))
+
+    def _mark_features(self, kind: str) -> None:
+        """Let every encoded picture carry its layout: `generate` encodes first, and hands on the features alone."""
+        holder, name = self._family.multimodal, f"get_{kind}_features"
+        encode = getattr(holder, name, None)
+        if encode is None or name in vars(holder):
+            return
+
+        @functools.wraps(encode)
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            output = encode(*args, **kwargs)
+            if not torch.compiler.is_compiling():
+                self._family.mark(kind, Signature.of(encode).bind(args, kwargs), output)
+            return output
+
+        setattr(holder, name, marked)
+        self._handles.append(_Attribute(holder, name))
 
     def _hook_before(self, module: nn.Module, hook: Any) -> None:
         hook = functools.partial(hook, Signature(module))
@@ -186,12 +217,11 @@ class Pruning:
         batch, length = input_ids.shape
         cache = inputs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        mask = inputs.get("attention_mask")
-        check_mask(mask)
+        mask = prompt_mask(inputs.get("attention_mask"))
         plan = None
         if length > 1 or past == 0:
             plan = self._plan(input_ids, inputs, mask=mask, past=past)
-        return Forward(
+        forward = Forward(
             owner=self,
             opened_by=module,
             family=self._family,
@@ -203,6 +233,8 @@ class Pruning:
             plan=plan,
             is_prefill=plan is not None and (past == 0 or plan.layout.visual_tokens > 0),
         )
+        forward.mask = mask
+        return forward
 
     def _plan(self, input_ids: torch.Tensor, inputs: dict[str, Any], *, mask: Any, past: int) -> PrefillPlan:
         batch, length = input_ids.shape
@@ -247,9 +279,12 @@ class Pruning:
         forward.in_decoder = True
         inputs = signature.bind(args, kwargs)
         mask = inputs.get("attention_mask")
-        check_mask(mask)
+        # Some models make their masks before they call their decoder.
+        mask = mask if isinstance(mask, torch.Tensor) else forward.mask
         if forward.prunes:
             _refuse_packed(inputs)
+        _refuse_windows(self._family, forward)
+        forward.rejoined = self._family.rejoined(inputs)
         forward.mask = mask if mask is None or mask.ndim == 4 else mask[:, : forward.past + forward.length]
         forward.cache = inputs.get("past_key_values")
         if forward.cache is not None:
@@ -273,19 +308,22 @@ class Pruning:
         if not (short or forward.is_prefill):
             return None
         arguments = signature.bind(args, kwargs)
-        if index == 0:
+        if forward.cache is None:
             forward.cache = arguments.get("past_key_values")
         if index == forward.layer - 1 and forward.wants("source"):
             forward.read_source(arguments["hidden_states"])
         if index == forward.layer and forward.prunes:
             forward.choose(arguments["hidden_states"])
         changed = forward.shorten(arguments, index) if short else {}
-        if forward.is_prefill:
+        if forward.is_prefill and self._family.keeps_keys(index):
             entries = changed.get("hidden_states", arguments["hidden_states"]).shape[1]
-            cache = arguments.get("past_key_values")
-            forward.outcome.lengths.append(entries + (0 if cache is None else int(cache.get_seq_length(index))))
+            forward.outcome.lengths[index] = entries + held(forward.cache, index)
             forward.outcome.element_size = arguments["hidden_states"].element_size()
         return signature.rebuild(args, kwargs, changed) if changed else None
+
+    def _after_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        forward = self._mine()
+        return forward.rejoin(output) if forward is not None and index in forward.rejoined else None
 
     def _tap_input(
         self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -322,6 +360,9 @@ class Pruning:
                 f"{type(module).__name__} ended before its layer {forward.layer}, where pruning was to begin."
             )
         forward.finish_checks()
+        forward.outcome.entry_bytes = {
+            layer: size for layer in forward.outcome.lengths if (size := _entry_bytes(forward.cache, layer))
+        }
         if forward.is_prefill and forward.plan is not None:
             self._results.latest = Results(
                 self._family, self.method, self.layer, forward.past, forward.plan, forward.outcome
@@ -330,7 +371,7 @@ class Pruning:
             return None
         record = forward.after()
         if forward.cache is not None and record is not None:
-            write_record(forward.cache, record)
+            write_record(forward.cache, record, logical=self._family.mixed)
         return _scatter_output(output, forward)
 
 
@@ -341,7 +382,10 @@ def _scatter_output(output: Any, forward: Forward) -> Any:
         return output
 
     def full(state: Any) -> Any:
-        return compaction.scatter(state, plan.real) if isinstance(state, torch.Tensor) else state
+        # A decoder may have gone on with the last positions alone, whose logits were asked for.
+        if not isinstance(state, torch.Tensor) or state.shape[1] != compaction.index.shape[1]:
+            return state
+        return compaction.scatter(state, plan.real)
 
     def all_states(states: tuple[Any, ...], last: Any, last_full: Any) -> tuple[Any, ...]:
         # Entry i is the output of layer i - 1, the layers from forward.layer on ran short, and transformers puts the
@@ -364,6 +408,18 @@ def _scatter_output(output: Any, forward: Forward) -> Any:
     return output
 
 
+def _entry_bytes(cache: Any, layer: int) -> int:
+    """Bytes that one column takes in a layer of a cache, over the batch; 0 where it does not hold plain tensors."""
+    layers = getattr(cache, "layers", ())
+    total = 0
+    for name in ("keys", "values"):
+        states = getattr(layers[layer], name, None) if layer < len(layers) else None
+        if not isinstance(states, torch.Tensor) or states.ndim != 4:
+            return 0
+        total += states.shape[0] * states.shape[1] * states.shape[3] * states.element_size()
+    return total
+
+
 def _is_states(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) > 0 and all(x is None or isinstance(x, torch.Tensor) for x in item)
 
@@ -376,12 +432,33 @@ def _refuse_packed(inputs: dict[str, Any]) -> None:
     """
     packed = inputs.get("cu_seq_lens_q") is not None
     position_ids = inputs.get("position_ids")
+    if position_ids is not None and position_ids.ndim == 3:
+        # Of M-RoPE's rows only the first counts along the prompt.
+        position_ids = position_ids[0]
     if inputs.get("attention_mask") is None and inputs.get("past_key_values") is None and position_ids is not None:
         packed = packed or bool((position_ids.diff(dim=-1) < 0).any())
     if packed:
         raise UnsupportedError(
             "several sequences are packed into one row (position ids restart), which topv cannot prune. Pass them as "
             "a padded batch with an attention mask."
+        )
+
+
+def _refuse_windows(family: Family, forward: Forward) -> None:
+    """A flash kernel counts a sliding window in the keys it is given, not in the columns of the unpruned prompt.
+
+    Raises:
+        UnsupportedError: when keys would leave a window too late.
+    """
+    if not forward.is_flash or not (forward.prunes or forward.record is not None):
+        return
+    windows = [w for i in range(forward.layer, len(family.layers)) if (w := family.window(i)) is not None]
+    if windows and forward.past + forward.length > min(windows):
+        raise UnsupportedError(
+            f"the prompt has {forward.past + forward.length} columns, more than the attention window of "
+            f"{min(windows)}, and {family.text_config._attn_implementation} cannot measure a window in the columns of "
+            "the unpruned prompt. Load the model with attn_implementation='sdpa', 'eager' or 'flex_attention', or "
+            "shorten the prompt."
         )
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any
 
 import torch
 
 from ..errors import CacheError
 
-__all__ = ["CacheRecord", "read_record", "write_record"]
+__all__ = ["CacheRecord", "held", "mask_sizes", "own_sizes", "read_record", "write_record"]
 
 _ATTRIBUTE = "_topv_record"
+_own_sizes: ContextVar[bool] = ContextVar("topv_own_sizes", default=False)
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,15 @@ def read_record(cache: Any, *, length: int, batch: int) -> CacheRecord | None:
     record: CacheRecord | None = getattr(cache, _ATTRIBUTE, None)
     if record is None:
         return None
-    short = int(cache.get_seq_length(record.layer))
     if length == 0:
         # The cache was reset since.
         delattr(cache, _ATTRIBUTE)
+        for name in _LOGICAL:
+            vars(cache).pop(name, None)
         return None
     record = record.crop(length).expand(batch)
+    layer = _first_attention(cache, record.layer)
+    short = length - record.dropped if layer is None else held(cache, layer)
     if short != length - record.dropped:
         raise CacheError(
             f"layer {record.layer} of the cache holds {short} entries where {length - record.dropped} were "
@@ -108,6 +117,90 @@ def read_record(cache: Any, *, length: int, batch: int) -> CacheRecord | None:
     return record
 
 
-def write_record(cache: Any, record: CacheRecord) -> None:
-    """Put `record` on `cache`, so that it travels with copies of it."""
+def write_record(cache: Any, record: CacheRecord, *, logical: bool) -> None:
+    """Put `record` on `cache`, so that it travels with copies of it.
+
+    Args:
+        cache: a transformers cache.
+        record: what its short layers hold.
+        logical: let the cache answer for its short layers with lengths in prompt columns. Models whose layers differ
+            in kind size masks and positions by the first layer of each kind, which may be a short one.
+    """
     setattr(cache, _ATTRIBUTE, record)
+    if logical:
+        for name, function in _LOGICAL.items():
+            setattr(cache, name, MethodType(function, cache))
+
+
+def held(cache: Any, layer: int) -> int:
+    """Columns that passed through layer `layer` of `cache`, as the layer itself counts them; 0 where it keeps none."""
+    if cache is None:
+        return 0
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return int(cache.get_seq_length(layer))
+    if layer >= len(layers) or not hasattr(layers[layer], "get_seq_length"):
+        return 0
+    return int(layers[layer].get_seq_length())
+
+
+def mask_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
+    """Keys that layer `layer` will return for `queries` more columns, and how many it has let go before them."""
+    if cache is None:
+        return queries, 0
+    with own_sizes():
+        length, offset = cache.get_mask_sizes(queries, layer)
+    return int(length), int(offset)
+
+
+@contextmanager
+def own_sizes() -> Iterator[None]:
+    """Inside, caches answer with the lengths that each of their layers really has."""
+    token = _own_sizes.set(True)
+    try:
+        yield
+    finally:
+        _own_sizes.reset(token)
+
+
+def _first_attention(cache: Any, start: int) -> int | None:
+    """The first layer from `start` on that keeps keys, or None."""
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return start
+    return next((i for i in range(start, len(layers)) if hasattr(layers[i], "get_seq_length")), None)
+
+
+def _dropped(cache: Any, layer: int) -> tuple[int, int]:
+    """The layer that answers for `layer`, and by how many columns it is short of the prompt."""
+    record: CacheRecord | None = getattr(cache, _ATTRIBUTE, None)
+    answering = layer
+    if layer < len(cache.layers) and not hasattr(cache.layers[layer], "get_seq_length"):
+        answering = _first_attention(cache, 0) or 0
+    short = record is not None and not _own_sizes.get() and answering >= record.layer
+    return answering, record.dropped if short and record is not None else 0
+
+
+def _seq_length(cache: Any, layer_idx: int = 0) -> Any:
+    length = type(cache).get_seq_length(cache, layer_idx)
+    # Nothing is short in a cache that was reset.
+    return length + _dropped(cache, layer_idx)[1] * (length > 0)
+
+
+def _mask_sizes(cache: Any, query_length: int, layer_idx: int) -> Any:
+    answering, dropped = _dropped(cache, layer_idx)
+    length, offset = type(cache).get_mask_sizes(cache, query_length, layer_idx)
+    layer = cache.layers[answering] if answering < len(cache.layers) else None
+    if not dropped or layer is None:
+        return length, offset
+    if not getattr(layer, "is_sliding", False):
+        preallocated = getattr(layer, "is_compileable", False)
+        return (length, offset) if preallocated or not held(cache, answering) else (length + dropped, offset)
+    whole = copy.copy(layer)
+    for name in ("cumulative_length", "cumulative_length_int"):
+        if isinstance(count := getattr(layer, name, None), int) and count:
+            setattr(whole, name, count + dropped)
+    return whole.get_mask_sizes(query_length)
+
+
+_LOGICAL: dict[str, Callable[..., Any]] = {"get_seq_length": _seq_length, "get_mask_sizes": _mask_sizes}

@@ -45,8 +45,14 @@ class Results:
         kept = visual - sum(
             bucket.flat.numel() - indices.numel() for bucket, indices in zip(plan.buckets, outcome.kept, strict=True)
         )
-        entry = 2 * plan.layout.batch * family.kv_heads * family.head_dim * outcome.element_size
+        usual = 2 * plan.layout.batch * family.kv_heads * family.head_dim * outcome.element_size
+        entries = {layer: outcome.entry_bytes.get(layer, usual) for layer in outcome.lengths}
         whole = self._past + plan.layout.length
+
+        def kept_by_window(layer: int, columns: int) -> int:
+            window = family.window(layer)
+            return columns if window is None else min(columns, window - 1)
+
         return Report(
             method=repr(self._method),
             layer=self._layer,
@@ -55,8 +61,8 @@ class Results:
             prompt_tokens=int(plan.real.sum()),
             visual_tokens=visual,
             kept_tokens=kept,
-            kv_bytes=entry * sum(outcome.lengths),
-            kv_bytes_unpruned=entry * whole * len(outcome.lengths),
+            kv_bytes=sum(entries[layer] * kept_by_window(layer, n) for layer, n in outcome.lengths.items()),
+            kv_bytes_unpruned=sum(entries[layer] * kept_by_window(layer, whole) for layer in outcome.lengths),
             visual_flops_reduction=self._flops_reduction(),
         )
 

@@ -1,0 +1,103 @@
+"""LLaVA-NeXT and LLaVA-OneVision: a thumbnail, then all tiles as one grid whose rows end in a newline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import LayoutError
+from ..layout import Part, Picture
+from .family import Family
+from .squares import held
+
+__all__ = ["LlavaNext", "LlavaNextVideo", "LlavaOnevision"]
+
+
+class LlavaNext(Family):
+    """`LlavaNextForConditionalGeneration`."""
+
+    def images(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
+        if not held(inputs, "image", "pixel_values"):
+            return []
+        sizes = inputs.get("image_sizes")
+        if sizes is None:
+            raise LayoutError(
+                "images came without image_sizes, which their grids follow. Pass what the processor gave."
+            )
+        return [self._tiled((int(height), int(width))) for height, width in torch.as_tensor(sizes).tolist()]
+
+    @property
+    def _side(self) -> int:
+        vision = self.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns that are left of an image's tiles when what pads them is cut off."""
+        # The model's own arithmetic, on a tensor without contents, so that roundings agree.
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+        pinpoints = [list(pinpoint) for pinpoint in self.config.image_grid_pinpoints]
+        down, across = get_anyres_image_grid_shape(size, pinpoints, self.config.vision_config.image_size)
+        cells = torch.empty(1, down * self._side, across * self._side, device="meta")
+        _, rows, columns = unpad_image(cells, size).shape
+        return rows, columns
+
+    def _tiled(self, size: tuple[int, int]) -> Picture:
+        """An image of this height and width, as thumbnail and tiles."""
+        base = self._side**2
+        rows, columns = self._grid(size)
+        positions = base + torch.arange(rows * (columns + 1), device="cpu").view(rows, columns + 1)[:, :-1].flatten()
+        thumbnail = Part(torch.arange(base, device="cpu"), (self._side, self._side), "thumbnail")
+        return Picture(base + rows * (columns + 1), (thumbnail, Part(positions, (rows, columns))))
+
+
+class LlavaNextVideo(LlavaNext):
+    """`LlavaNextVideoForConditionalGeneration`: frames are pooled, and stand one after another."""
+
+    newlines = 0
+    """Placeholders behind a video's last frame."""
+
+    def videos(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
+        side = self._frame_side
+        pixels = inputs.get("pixel_values_videos")
+        if pixels is not None:
+            counts = [pixels.shape[1]] * pixels.shape[0]
+        else:
+            encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
+            counts = [] if encoded is None else [len(video) // side**2 for video in encoded.pooler_output]
+        videos = [Picture.stacked([(side, side)] * frames, ["frame"] * frames) for frames in counts]
+        return [Picture(video.tokens + self.newlines, video.parts) for video in videos]
+
+    @property
+    def _frame_side(self) -> int:
+        return int(self._side // self.config.spatial_pool_stride)
+
+
+class LlavaOnevision(LlavaNextVideo):
+    """`LlavaOnevisionForConditionalGeneration`: large images are scaled down again, and several in one sample are not
+    tiled."""
+
+    newlines = 1
+
+    def images(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
+        pictures = super().images(inputs)
+        per_sample = inputs.get("batch_num_images")
+        if not pictures or per_sample is None:
+            return pictures
+        alone = [count == 1 for count in torch.as_tensor(per_sample).tolist() for _ in range(count)]
+        whole = Picture.filled((self._side, self._side))
+        whole = Picture(whole.tokens + self.newlines, whole.parts)
+        return [picture if tiled else whole for picture, tiled in zip(pictures, alone, strict=True)]
+
+    @property
+    def _frame_side(self) -> int:
+        return math.ceil(self._side / 2)
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        rows, columns = super()._grid(size)
+        most = int(self.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(rows * columns / (most * self._side**2))
+        return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)

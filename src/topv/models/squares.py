@@ -1,0 +1,64 @@
+"""PaliGemma, DeepSeek-VL and Video-LLaVA: images are scaled to one size, so each fills one square grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import LayoutError
+from ..layout import Part, Picture
+from .family import Family
+
+__all__ = ["Squares", "VideoLlava"]
+
+
+class Squares(Family):
+    """`PaliGemmaForConditionalGeneration` and `DeepseekVLForConditionalGeneration`, whose towers have no class
+    token."""
+
+    def images(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
+        return [Picture.filled(self.fixed_grid())] * held(inputs, "image", "pixel_values")
+
+    def fixed_grid(self) -> tuple[int, int]:
+        vision = self.config.vision_config
+        side: int = vision.image_size // vision.patch_size
+        return side, side
+
+
+class VideoLlava(Squares):
+    """`VideoLlavaForConditionalGeneration`: each frame of a video keeps the class token that images lose."""
+
+    def images(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
+        if inputs.get("pixel_values_images") is not None:
+            raise LayoutError(
+                "the model takes its images as pixel_values and does not look at pixel_values_images. Call the "
+                "processor with return_legacy_image_output=False."
+            )
+        chosen = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
+        picture = Picture.filled(self.fixed_grid(), skip=0 if chosen == "default" else 1)
+        return [picture] * held(inputs, "image", "pixel_values")
+
+    def videos(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
+        pixels = inputs.get("pixel_values_videos")
+        if pixels is not None:
+            return [self._video(pixels.shape[1])] * pixels.shape[0]
+        # Encoded frames no longer tell which video they are of.
+        return [self._video(1)] * held(inputs, "video", "pixel_values_videos")
+
+    def _video(self, frames: int) -> Picture:
+        grid = self.fixed_grid()
+        cells = grid[0] * grid[1]
+        starts = [frame * (cells + 1) + 1 for frame in range(frames)]
+        parts = [Part(torch.arange(start, start + cells, device="cpu"), grid, "frame") for start in starts]
+        return Picture(frames * (cells + 1), tuple(parts))
+
+
+def held(inputs: Mapping[str, Any], kind: str, pixels: str) -> int:
+    """How many images or videos a call brings, as pixels or encoded."""
+    values = inputs.get(pixels)
+    if values is not None:
+        return len(values)
+    encoded = (inputs.get("mm_encoder_outputs") or {}).get(kind)
+    return 0 if encoded is None else len(encoded.pooler_output)
