@@ -24,7 +24,7 @@ class Evidence:
     Attributes:
         rows_and_columns: the grids' shape (h, w), h * w = N.
         coordinates: float32 (N, 2), each token's (row, column).
-        images: for each grid its position among its sample's grids, so that a result need not depend on the batch.
+        images: for each grid its number among its sample's grids, so that a result need not depend on the batch.
         source: (G, N, D) visual tokens entering layer `layer - 1`, in the model's dtype, or None if not asked for.
         target: (G, N, D) the same tokens at the method's target position in that layer, or None.
         attention: float32 (G, N), the attention that the last prompt token pays to each visual token in that
@@ -74,6 +74,11 @@ class Method:
     def needs(self) -> frozenset[str]:
         """The evidence to read: "source", one of `TARGETS`, "attention_row" or "attention_map"."""
         return frozenset()
+
+    @property
+    def uses_places(self) -> bool:
+        """Whether `score` reads the tokens' coordinates, so that it needs grids whose tokens have a place."""
+        return False
 
     def pruning_layer(self, depth: int) -> int:
         """`layer`, resolved for a decoder of `depth` layers.

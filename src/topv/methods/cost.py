@@ -56,5 +56,9 @@ class CostMethod(Method):
     def needs(self) -> frozenset[str]:
         return frozenset({"source", self.target})
 
+    @property
+    def uses_places(self) -> bool:
+        return self.beta > 0 or self.gamma > 0
+
     def recovered(self, count: int, tokens: int) -> int:
         return recovered_count(count, tokens, self.recovery)

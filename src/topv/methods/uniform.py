@@ -22,6 +22,10 @@ class Uniform(Method):
 
     has_importance: ClassVar[bool] = False
 
+    @property
+    def uses_places(self) -> bool:
+        return True
+
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         order = bayer_order(evidence.rows_and_columns).to(evidence.coordinates.device, non_blocking=True)
         return -order.float().expand(len(evidence.images), -1)

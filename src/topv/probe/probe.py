@@ -55,6 +55,10 @@ class Outcome:
         return self.cells.get("eager") == self.cells.get("generate") == "yes"
 
 
+class _NotOffered(Exception):
+    """transformers does not offer this for the architecture, pruned or not."""
+
+
 class _Mismatch(Exception):
     """A probe that ran and gave a wrong answer."""
 
@@ -77,7 +81,11 @@ class _Bench:
 
     @contextlib.contextmanager
     def backend(self, name: str) -> Iterator[None]:
-        self.model.set_attn_implementation(name)
+        try:
+            self.model.set_attn_implementation(name)
+        except ValueError as error:
+            self.model.set_attn_implementation("eager")
+            raise _NotOffered(f"transformers offers no {name} attention for it") from error
         # Compiling flex_attention's kernels would take minutes and prove nothing about masks.
         stance = torch.compiler.set_stance("force_eager") if name == "flex_attention" else contextlib.nullcontext()
         try:
@@ -115,6 +123,9 @@ def _fill(outcome: Outcome, column: str, bench: _Bench) -> None:
     try:
         test(bench)
         outcome.cells[column] = "yes"
+    except _NotOffered as error:
+        outcome.cells[column] = "-"
+        outcome.notes[column] = str(error)
     except Exception as error:  # Whatever a foreign model's code raises is a finding about that model.
         outcome.cells[column] = "no"
         outcome.notes[column] = f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -18,7 +18,7 @@ __all__ = ["extended", "masked_logits", "relative_error"]
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    """max |a - b| / max |b|, over the numbers that `b` does not hold at its dtype's lowest: logits that a model forbids.
+    """max |a - b| / max |b|, less the numbers that `b` holds at its dtype lowest: logits that a model forbids.
 
     Infinite where `a` allows one of those.
     """

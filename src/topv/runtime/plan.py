@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import LayoutError
+from ..errors import LayoutError, UnsupportedError
 from ..layout import Grid, VisualLayout
 from ..methods import Method
 
@@ -87,6 +87,7 @@ def build_plan(
         labels: LongTensor (B, T) on the CPU or None; a position whose next label is not -100 stays.
 
     Raises:
+        UnsupportedError: when the method uses places that the visual tokens do not have.
         LayoutError: when the mask hides visual tokens, or more tokens must stay than the budget allows.
         ValueError: when a count is larger than a grid.
     """
@@ -107,6 +108,13 @@ def build_plan(
             )
         count = _count(grid, method, int(must_stay[grid.sample, grid.columns].sum()))
         if count < grid.tokens:
+            if method.uses_places and not grid.spatial:
+                raise UnsupportedError(
+                    f"{method!r} uses the places of visual tokens, and those of grid {grid.ordinal} in sample "
+                    f"{grid.sample} have none: either each gathers from the whole picture, or topv does not know how "
+                    "this architecture lays its pictures out (see `topv models`). Use a method that needs no places, "
+                    "such as TopV(beta=0, gamma=0)."
+                )
             grouped[grid.rows_and_columns, count].append(grid)
             fixed[grid.sample, grid.columns] = False
 
