@@ -3,16 +3,18 @@ import torch
 
 from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import draw_batch
-from topv.mini.build import ASSISTANT, IMAGE, USER, build_model, build_processor
+from topv.mini.build import build_model, build_processor, get_architecture
 from topv.mini.canvas import HEADS, IGNORED
-from topv.mini.objective import DenseHeads, answer_logits, dense_loss, see, to_tensors
+from topv.mini.objective import DenseHeads, answer_logits, dense_loss, to_tensors
 from topv.mini.presets import get_preset
 from topv.mini.questions import TASKS
 from topv.mini.scenes import draw_scene
 from topv.mini.score import answer_all
+from topv.mini.tokenizer import ASSISTANT, IMAGE, USER
 from topv.mini.validation import exact_matches
 
 PRESET = get_preset("tiny")
+TILED = get_preset("tiny-tiled")
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +26,35 @@ def processor():
 def batch(processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processor")
     processor.save_pretrained(folder)
-    return draw_batch(str(folder / "tokenizer.json"), "validation", 0, 2, PRESET.geometry, 320)
+    return draw_batch(str(folder / "tokenizer.json"), "validation", 0, 2, PRESET.view, 320)
 
 
-def make_model(processor):
+@pytest.fixture(scope="module")
+def tiled_processor(processor):
+    return build_processor(TILED, processor.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def tiled_batch(tiled_processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiled-processor")
+    tiled_processor.save_pretrained(folder)
+    return draw_batch(str(folder / "tokenizer.json"), "validation", 0, 2, TILED.view, 320)
+
+
+@pytest.fixture(params=["tiny", "tiny-tiled"])
+def preset(request):
+    return get_preset(request.param)
+
+
+@pytest.fixture
+def case(preset, processor, batch, tiled_processor, tiled_batch):
+    """A processor and a batch for each architecture."""
+    return (processor, batch) if preset is PRESET else (tiled_processor, tiled_batch)
+
+
+def make_model(processor, preset=PRESET):
     torch.manual_seed(0)
-    return build_model(PRESET, processor.tokenizer).eval()
+    return build_model(preset, processor.tokenizer).eval()
 
 
 def test_tokenizer_round_trip_and_spelling(processor):
@@ -51,61 +76,65 @@ def test_prompt_is_the_training_format(processor):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", TRAINING_ATTENTION])
-def test_packed_questions_equal_single_ones(processor, batch, attention):
+def test_packed_questions_equal_single_ones(preset, case, attention):
     """Every packed question has the logits it gets alone, through the processor, in stock transformers."""
     register()
-    model = make_model(processor)
+    processor, batch = case
+    model, architecture = make_model(processor, preset), get_architecture(preset)
     held = to_tensors(batch, "cpu")
-    user = processor.tokenizer.convert_tokens_to_ids(USER)
+    frame = architecture.frame(processor.tokenizer)
+    front = len(frame.before) + len(preset.view.places) + len(frame.after)
     with torch.no_grad():
         model.set_attn_implementation(attention)
-        _, visual = see(model, held["pixels"])
-        packed = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user)
+        _, visual = architecture.see(model, held["pixels"])
+        packed = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, frame)
         model.set_attn_implementation("sdpa")
         for row, tasks in enumerate(batch.tasks):
-            image = draw_scene(row, "validation").image
+            image = draw_scene(row, "validation", preset.geometry).image
             for segment in range(1, len(tasks) + 1):
                 inside = held["segments"][row] == segment
                 text = f"{USER}{IMAGE}" + processor.tokenizer.decode(held["tokens"][row][inside])
                 inputs = processor(images=image, text=text, return_tensors="pt")
-                alone = model(**inputs).logits[0, 1 + PRESET.geometry.grid**2 :]
+                alone = model(**inputs).logits[0, front:]
                 torch.testing.assert_close(packed[row, inside], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_exact_match_equals_greedy_generation(processor, batch):
+def test_exact_match_equals_greedy_generation(preset, case):
     """A model trained on one answer: teacher-forced matching and generation agree on it."""
-    model = make_model(processor).train()
+    processor, batch = case
+    model, architecture = make_model(processor, preset).train(), get_architecture(preset)
     held = to_tensors(batch, "cpu")
-    user = processor.tokenizer.convert_tokens_to_ids(USER)
+    frame = architecture.frame(processor.tokenizer)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(25):
-        _, visual = see(model, held["pixels"])
-        logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user)
+        _, visual = architecture.see(model, held["pixels"])
+        logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, frame)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), held["targets"].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        _, visual = see(model, held["pixels"])
-        logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, user)
+        _, visual = architecture.see(model, held["pixels"])
+        logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], torch.float32, frame)
     matches = exact_matches(logits, batch)
     for task in ("recognition", "existence", "relation"):
         generated = []
         for row in range(2):
-            scene = draw_scene(row, "validation")
+            scene = draw_scene(row, "validation", preset.geometry)
             asked = [q for q in scene.questions if q.task == task]
             written = answer_all(model, processor, [(scene.image, q.prompt) for q in asked], 8, 4)
             generated += [answer == q.answer for answer, q in zip(written, asked, strict=True)]
         assert generated == matches.get(task, [])
 
 
-def test_dense_heads_see_every_label(processor, batch):
-    model = make_model(processor)
-    heads = DenseHeads(PRESET, processor.tokenizer)
+def test_dense_heads_see_every_label(preset, case):
+    processor, batch = case
+    model = make_model(processor, preset)
+    heads = DenseHeads(preset, processor.tokenizer)
     held = to_tensors(batch, "cpu")
-    features, visual = see(model, held["pixels"])
-    loss, right = dense_loss(heads, model, features, visual, held["labels"])
+    features, visual = get_architecture(preset).see(model, held["pixels"])
+    loss, right = dense_loss(heads, model, features, visual, held["labels"], held["visual_labels"])
     loss.backward()
     assert torch.isfinite(loss)
     assert 0 <= right <= 1

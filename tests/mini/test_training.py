@@ -4,11 +4,12 @@ import json
 import pytest
 import torch
 
+from topv.mini.build import build_model
 from topv.mini.checkpoints import load_checkpoint, save_checkpoint
 from topv.mini.export import export
 from topv.mini.presets import PRESETS, get_preset
 from topv.mini.train import main
-from topv.mini.training import Trainer
+from topv.mini.training import Trainer, prepare_processor
 
 
 def test_checkpoint_restores_everything(tmp_path):
@@ -61,10 +62,14 @@ def test_train_resume_export_plot(tmp_path):
     assert (run / "curves.png").stat().st_size > 1000
 
 
-def test_accelerator_preset_keeps_its_budget():
+def test_accelerator_preset_keeps_its_budget(tmp_path):
     preset = PRESETS["accelerator"]
     assert preset.geometry.grid**2 == 576
     assert preset.text_layers == 24
+    with torch.device("meta"):
+        model = build_model(preset, prepare_processor(PRESETS["tiny"], tmp_path).tokenizer)
+    # bfloat16: two bytes a parameter, each shared one once.
+    assert 2 * sum(parameter.numel() for parameter in model.parameters()) <= 32e6
 
 
 def test_bad_input(tmp_path):

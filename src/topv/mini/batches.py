@@ -26,6 +26,7 @@ from topv.mini.pages import draw_page
 from topv.mini.questions import TASKS, Question
 from topv.mini.randomness import Stream
 from topv.mini.scenes import Scene, draw_scene
+from topv.mini.views import View
 
 __all__ = ["ASSISTANT", "END", "Batch", "Encoded", "draw_batch", "pack", "stream_batches"]
 
@@ -43,20 +44,22 @@ class Batch:
     """One batch: ``B`` scenes with ``A`` question-and-answer tokens each, then ``E`` pages of letters.
 
     Attributes:
-        pixels: uint8 (B + E, size, size, 3).
-        labels: dense labels, int64 (B + E, rows * cols, heads).
+        pixels: what the model is shown, uint8 (B + E, ..., side, side, 3); see ``View.pixels``.
+        labels: dense labels of the tower's patches, int64 (B + E, patches, heads).
+        visual_labels: dense labels of the visual tokens, int64 (B + E, tokens, heads).
         tokens: int64 (B, A), empty for a tower batch.
         segments: int64 (B, A); 0 is padding, k the k-th question of the row.
         offsets: int64 (B, A); position behind the image prefix.
         targets: int64 (B, A); the next token where it belongs to an answer, else -100.
         weights: float32 (B, A); weight of each target.
         mentions: int64 (B, A, 3); count, grid row and grid column that a noun refers to, else -100.
-        ranks: int64 (B, rows * cols, 3); see ``topv.mini.drills.ranks``.
+        ranks: int64 (B, tokens, 3); see ``topv.mini.drills.ranks``.
         tasks: for each row the tasks of its segments, as indices into ``TASKS``.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    visual_labels: NDArray[np.int64]
     tokens: NDArray[np.int64]
     segments: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -143,7 +146,7 @@ def draw_batch(
     split: str,
     start: int,
     count: int,
-    geometry: Geometry,
+    view: View,
     room: int,
     pages: int = 0,
     reading: float = 1.0,
@@ -154,16 +157,19 @@ def draw_batch(
         tokenizer_file: the ``tokenizer.json`` to encode questions with.
         split: split to draw from.
         start, count: scenes ``start`` to ``start + count - 1``.
-        geometry: image and patch size.
+        view: how the model is shown a scene.
         room: tokens for questions behind each image; 0 leaves the questions out.
         reading: share of the scenes with letters that are kept; the others give way to scenes of objects.
         pages: pages of letters behind the scenes, that only the tower learns from.
     """
+    geometry = view.geometry
     drawn = [_draw(seed, split, geometry, reading) for seed in range(start, start + count)]
     sheets = [draw_page(page, geometry) for page in range(pages * start, pages * (start + 1))]
-    pixels = np.stack([*(np.asarray(scene.image, dtype=np.uint8) for scene in drawn), *(s[0] for s in sheets)])
-    every = [scene.labels for scene in drawn] + [dense for _, dense in sheets]
-    labels = np.stack(every).reshape(len(every), geometry.grid**2, -1)
+    every = [(scene.canvas, scene.labels) for scene in drawn] + [(sheet, sheet.measure()[1]) for sheet in sheets]
+    pixels = np.stack([view.pixels(canvas.image) for canvas, _ in every])
+    labels, visual_labels = (
+        np.stack(each) for each in zip(*(view.labels(canvas, dense) for canvas, dense in every), strict=True)
+    )
     rows = []
     tokenizer = _tokenizer(tokenizer_file) if room else None
     for seed, scene in zip(range(start, start + count), drawn, strict=True):
@@ -172,14 +178,14 @@ def draw_batch(
             for q in _chosen(Stream(seed, 99), scene) if split == "train" else scene.questions:
                 asked = tokenizer.encode(q.prompt + ASSISTANT)
                 answered = tokenizer.encode(f" {q.answer}{END}").ids
-                mentions = mention_targets(asked, q.prompt, scene.items, geometry)
+                mentions = mention_targets(asked, q.prompt, scene.items, view.cells)
                 encoded.append(Encoded(asked.ids, answered, mentions, TASKS.index(q.task)))
         rows.append(pack(encoded, room))
     used = max(16, -(-max(int((row.segments > 0).sum()) for row in rows) // 16) * 16) if room else 0
     names = ("tokens", "segments", "offsets", "targets", "weights", "mentions")
     arrays = {name: np.stack([getattr(row, name) for row in rows])[:, :used] for name in names}
-    order = np.stack([ranks(scene.items, geometry) for scene in drawn])
-    return Batch(pixels, labels, ranks=order, tasks=[row.tasks for row in rows], **arrays)
+    order = np.stack([ranks(scene.items, view) for scene in drawn])
+    return Batch(pixels, labels, visual_labels, ranks=order, tasks=[row.tasks for row in rows], **arrays)
 
 
 _TOKENIZERS: dict[str, object] = {}
@@ -205,7 +211,7 @@ def stream_batches(
     start: int,
     count: int,
     stride: int,
-    geometry: Geometry,
+    view: View,
     room: int,
     pages: int,
     reading: float,
@@ -220,7 +226,7 @@ def stream_batches(
         try:
             while True:
                 while len(pending) < 4 * workers:
-                    job = pool.submit(draw_batch, tokenizer_file, "train", start, count, geometry, room, pages, reading)
+                    job = pool.submit(draw_batch, tokenizer_file, "train", start, count, view, room, pages, reading)
                     pending.append(job)
                     start += stride
                 yield pending.popleft().result()

@@ -148,31 +148,34 @@ class Canvas:
         self.boxes.append(box)
         self.items.append(Item("word", text, colour, size, box, parts))
 
-    def _counts(self) -> NDArray[np.int64]:
+    def _counts(self, geometry: Geometry) -> NDArray[np.int64]:
         """Pixels of each part in each patch: (rows * cols, parts)."""
-        geometry, parts = self.geometry, len(self.labels)
+        parts = len(self.labels)
         owner = np.asarray(self.owner_image, dtype=np.int64)
         line = np.arange(geometry.size) // geometry.patch
         patch = line[:, None] * geometry.grid + line[None, :]
         flat = np.bincount((patch * parts + owner).ravel(), minlength=geometry.grid**2 * parts)
         return flat.reshape(geometry.grid**2, parts)
 
-    def measure(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def measure(self, geometry: Geometry | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What each patch shows.
+
+        Args:
+            geometry: patches of another size on the same image; the canvas's own by default.
 
         Returns:
             counts (rows * cols, parts) in pixels, and the dense labels (rows, cols, heads).
         """
-        counts = self._counts()
-        grid, threshold = self.geometry.grid, _COVER * self.geometry.patch**2
+        geometry = geometry or self.geometry
+        counts = self._counts(geometry)
+        grid, threshold = geometry.grid, _COVER * geometry.patch**2
         drawn = counts.copy()
         drawn[:, 0] = 0
         best = drawn.argmax(axis=1)
         best[drawn.max(axis=1) < threshold] = 0
         dense = np.asarray(self.labels, dtype=np.int64)[best].reshape(grid, grid, len(HEADS))
         for x, y in self.centres:
-            column, row = int(x) // self.geometry.patch, int(y) // self.geometry.patch
-            dense[min(row, grid - 1), min(column, grid - 1), _HEAD_INDEX["centre"]] = 1
+            dense[(*geometry.cell((x, y)), _HEAD_INDEX["centre"])] = 1
         return counts, dense
 
     def foreground(self, counts: NDArray[np.int64], parts: Iterable[int] | None = None) -> NDArray[np.bool_]:

@@ -40,10 +40,11 @@ def plot(log: Path, picture: Path) -> None:
     right.plot(*column("patch_accuracy"), color="grey", linewidth=0.8, label="foreground patches (training)")
     for task in TASKS:
         right.plot(*column(task), marker=".", label=task)
-    right.set(xlabel="minutes", ylabel="accuracy (validation, exact match)", ylim=(0, 1))
+    right.set(xlabel="minutes", ylabel="accuracy (validation, exact match)", ylim=(0, 1.02))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)

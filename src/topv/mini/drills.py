@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topv.mini.canvas import IGNORED, Item
-from topv.mini.geometry import Geometry
 from topv.mini.mentions import MOST_COUNTED
 from topv.mini.questions import Question, plural
 from topv.mini.randomness import Stream
+from topv.mini.views import View
 
 __all__ = ["RANKS", "counting_drills", "ranks"]
 
@@ -42,21 +42,18 @@ def counting_drills(stream: Stream, items: list[Item]) -> list[Question]:
     return [Question("counting", f"how many {n} are there?", str(counts[n]), None, None) for n in nouns]
 
 
-def ranks(items: list[Item], geometry: Geometry) -> NDArray[np.int64]:
-    """How many objects of the same colour, the same shape and at all stand up to and at a patch, row by row.
+def ranks(items: list[Item], view: View) -> NDArray[np.int64]:
+    """How many objects of the same colour, the same shape and at all stand up to and at a visual token, in the order
+    in which the decoder sees the tokens.
 
     Returns:
-        int64 (rows * cols, len(RANKS)) from 1 up at the patches that hold an object's centre, ``IGNORED`` elsewhere.
+        int64 (tokens, len(RANKS)) from 1 up at the tokens that hold an object's centre, ``IGNORED`` elsewhere.
     """
-    found = np.full((geometry.grid**2, len(RANKS)), IGNORED, dtype=np.int64)
+    found = np.full((len(view.places), len(RANKS)), IGNORED, dtype=np.int64)
     seen: Counter[str] = Counter()
-    placed = []
-    for item in items:
-        if item.kind == "shape":
-            column, row = (min(geometry.grid - 1, int(value) // geometry.patch) for value in item.centre)
-            placed.append((row * geometry.grid + column, item))
-    for patch, item in sorted(placed, key=lambda entry: entry[0]):
+    placed = [(view.token_at(item.centre), item) for item in items if item.kind == "shape"]
+    for token, item in sorted(placed, key=lambda entry: entry[0]):
         for rank, group in enumerate((item.colour, item.name, "object")):
             seen[group] += 1
-            found[patch, rank] = min(MOST_COUNTED, seen[group])
+            found[token, rank] = min(MOST_COUNTED, seen[group])
     return found

@@ -30,6 +30,15 @@ class Geometry:
         """Patches along one side."""
         return self.size // self.patch
 
+    def cell(self, point: tuple[float, float]) -> tuple[int, int]:
+        """Row and column of the patch that holds a point (x, y); points beyond an edge count as on it.
+
+        >>> Geometry(168, 14).cell((30.0, 200.0))
+        (11, 2)
+        """
+        x, y = (min(self.grid - 1, int(value) // self.patch) for value in point)
+        return y, x
+
     def scaled(self, pixels: float) -> int:
         """A length that was chosen on the shipped 168-pixel canvas, on this one."""
         return max(1, round(pixels * self.size / 168))

@@ -46,8 +46,7 @@ def find_mentions(prompt: str, items: list[Item], geometry: Geometry) -> list[tu
         fitting = [item for item in items if _refers(item, match)]
         row = column = IGNORED
         if len(fitting) == 1:
-            x, y = fitting[0].centre
-            row, column = (min(geometry.grid - 1, int(value) // geometry.patch) for value in (y, x))
+            row, column = geometry.cell(fitting[0].centre)
         found.append((match.end() - 1, min(MOST_COUNTED, len(fitting)), row, column))
     return found
 

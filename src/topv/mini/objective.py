@@ -7,13 +7,13 @@ its first step.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from topv.mini.architecture import Frame
 from topv.mini.attention import TRAINING_ATTENTION
 from topv.mini.batches import Batch
 from topv.mini.canvas import HEADS, IGNORED, KINDS
@@ -32,7 +32,6 @@ __all__ = [
     "mention_loss",
     "packed_mask",
     "rank_loss",
-    "see",
     "to_tensors",
 ]
 
@@ -45,22 +44,25 @@ class DenseHeads(nn.Module):
     """Reads the dense labels off the tower's patches and the projected visual tokens; thrown away after training.
 
     Args:
-        preset: sizes of tower, decoder and grid.
+        preset: sizes of tower and decoder, and how they are shown an image.
         tokenizer: names the tokens that the alignment pulls towards.
     """
 
     names: Tensor
     colours: Tensor
+    parts: Tensor
+    places: Tensor
 
     def __init__(self, preset: Preset, tokenizer: Any) -> None:
         super().__init__()
-        classes_read, grid = sum(HEADS.values()), preset.geometry.grid
+        classes_read, view = sum(HEADS.values()), preset.view
+        parts = view.parts.shape[1]
         self.norm = nn.LayerNorm(preset.vision_width)
         self.read = nn.Linear(preset.vision_width, classes_read)
         self.visual_norm = nn.LayerNorm(preset.text_width)
-        self.visual_read = nn.Linear(preset.text_width, classes_read + 2 * grid)
+        self.visual_read = nn.Linear(preset.text_width, parts * classes_read + 2 * view.lines)
         self.mention_norm = nn.LayerNorm(preset.text_width)
-        self.mention_read = nn.Linear(preset.text_width, 1 + MOST_COUNTED + 2 * grid)
+        self.mention_read = nn.Linear(preset.text_width, 1 + MOST_COUNTED + 2 * view.cells.grid)
         self.rank_norm = nn.LayerNorm(preset.text_width)
         self.rank_read = nn.Linear(preset.text_width, len(RANKS) * (1 + MOST_COUNTED))
         for head, classes in HEADS.items():
@@ -75,21 +77,8 @@ class DenseHeads(nn.Module):
             raise ValueError("The tokenizer splits a shape, colour or letter; train it on more questions.")
         self.register_buffer("names", torch.tensor(names), persistent=False)
         self.register_buffer("colours", torch.tensor(colours), persistent=False)
-
-
-def see(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Run tower and projector.
-
-    Args:
-        model: a ``LlavaForConditionalGeneration``.
-        pixels: uint8 (B, size, size, 3).
-
-    Returns:
-        tower features (B, P, vision width) and visual tokens (B, P, text width).
-    """
-    scaled = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    hidden = model.model.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-1][:, 1:]
-    return hidden, model.model.multi_modal_projector(hidden)
+        self.register_buffer("parts", torch.from_numpy(view.parts), persistent=False)
+        self.register_buffer("places", torch.from_numpy(view.places), persistent=False)
 
 
 def _labels_loss(heads: DenseHeads, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,28 +99,31 @@ def _labels_loss(heads: DenseHeads, scores: Tensor, labels: Tensor) -> tuple[Ten
 
 
 def dense_loss(
-    heads: DenseHeads, model: Any, features: Tensor, visual: Tensor, labels: Tensor
+    heads: DenseHeads, model: Any, features: Tensor, visual: Tensor, labels: Tensor, visual_labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Loss on the dense labels, and the share of foreground patches whose kind is right.
 
+    A visual token has to tell the labels of each patch that it is made of, and its place.
+
     Args:
-        features: (B, P, vision width).
-        visual: (B, P, text width).
-        labels: int64 (B, P, heads).
+        features: (B, patches, vision width).
+        visual: (B, tokens, text width).
+        labels: int64 (B, patches, heads).
+        visual_labels: int64 (B, tokens, heads).
     """
     kinds = heads.read(heads.norm(features.float())).float()
     total, right = _labels_loss(heads, kinds, labels)
-    grid = math.isqrt(labels.shape[1])
-    again, row, column = (
-        heads.visual_read(heads.visual_norm(visual.float())).float().split([kinds.shape[-1], grid, grid], dim=-1)
-    )
-    total = total + _labels_loss(heads, again, labels)[0]
-    place = torch.arange(labels.shape[1], device=labels.device).expand(labels.shape[:2])
-    total = total + F.cross_entropy(row.flatten(0, 1), (place // grid).flatten())
-    total = total + F.cross_entropy(column.flatten(0, 1), (place % grid).flatten())
+    scores = heads.visual_read(heads.visual_norm(visual.float())).float()
+    (tokens, parts), classes = heads.parts.shape, kinds.shape[-1]
+    lines = (scores.shape[-1] - parts * classes) // 2
+    again, row, column = scores.split([parts * classes, lines, lines], dim=-1)
+    shown = labels[:, heads.parts.flatten()]
+    total = total + _labels_loss(heads, again.reshape(len(scores), tokens * parts, classes), shown)[0]
+    for line, place in ((row, heads.places[:, 0]), (column, heads.places[:, 1])):
+        total = total + F.cross_entropy(line.flatten(0, 1), place.repeat(len(scores)))
     table = F.normalize(model.get_input_embeddings().weight.float(), dim=-1)
     directions = F.normalize(visual.float(), dim=-1)
-    kind, colour = labels[..., 0], labels[..., 1]
+    kind, colour = visual_labels[..., 0], visual_labels[..., 1]
     named = (kind > 0) & (kind < KINDS.index("box"))
     for ids, chosen, target in ((heads.names, named, kind - 1), (heads.colours, colour > 0, colour - 1)):
         if bool(chosen.any()):
@@ -160,25 +152,28 @@ def packed_mask(segments: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
 
 
 def decode(
-    model: Any, visual: Tensor, tokens: Tensor, segments: Tensor, offsets: Tensor, dtype: torch.dtype, user: int
+    model: Any, visual: Tensor, tokens: Tensor, segments: Tensor, offsets: Tensor, dtype: torch.dtype, frame: Frame
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits behind every packed token, and hidden states on the way there.
 
     Args:
-        visual: (B, P, text width).
+        visual: (B, visual tokens, text width).
         tokens, segments, offsets: int64 (B, A), see ``Batch``.
         dtype: dtype that attention runs in.
-        user: id of the token that opens the user's turn, before the image.
+        frame: the tokens around the visual tokens.
 
     Returns:
-        (B, A, vocabulary); (B, A, text width), the packed tokens half-way up the decoder; (B, P, text width), the
-        visual tokens a third of the way up.
+        (B, A, vocabulary); (B, A, text width), the packed tokens half-way up the decoder; (B, visual tokens, text
+        width), those a third of the way up.
     """
     embed = model.get_input_embeddings()
     rows, patches = visual.shape[:2]
-    prefix = 1 + patches
-    opening = embed(torch.full((rows, 1), user, device=tokens.device))
-    embeds = torch.cat([opening, visual.to(opening.dtype), embed(tokens)], dim=1)
+    opening, closing = (
+        embed(torch.tensor(ids, device=tokens.device, dtype=torch.long).expand(rows, -1)) for ids in frame
+    )
+    first = len(frame.before)
+    prefix = first + patches + len(frame.after)
+    embeds = torch.cat([opening, visual.to(opening.dtype), closing, embed(tokens)], dim=1)
     front = torch.arange(prefix, device=tokens.device).expand(rows, prefix)
     out = model.model.language_model(
         inputs_embeds=embeds,
@@ -190,14 +185,14 @@ def decode(
     )
     layers = model.config.text_config.num_hidden_layers
     middle, early = out.hidden_states[layers // 2], out.hidden_states[max(1, layers // 3)]
-    return model.lm_head(out.last_hidden_state[:, prefix:]), middle[:, prefix:], early[:, 1:prefix]
+    return model.lm_head(out.last_hidden_state[:, prefix:]), middle[:, prefix:], early[:, first : first + patches]
 
 
 def answer_logits(
-    model: Any, visual: Tensor, tokens: Tensor, segments: Tensor, offsets: Tensor, dtype: torch.dtype, user: int
+    model: Any, visual: Tensor, tokens: Tensor, segments: Tensor, offsets: Tensor, dtype: torch.dtype, frame: Frame
 ) -> Tensor:
     """The logits of ``decode``."""
-    return decode(model, visual, tokens, segments, offsets, dtype, user)[0]
+    return decode(model, visual, tokens, segments, offsets, dtype, frame)[0]
 
 
 def mention_loss(heads: DenseHeads, middle: Tensor, mentions: Tensor) -> Tensor:
@@ -221,8 +216,8 @@ def rank_loss(heads: DenseHeads, early: Tensor, ranks: Tensor) -> Tensor:
     """Loss on how many objects like it stand up to each object.
 
     Args:
-        early: hidden states of the visual tokens a third of the way up the decoder, (B, P, text width).
-        ranks: int64 (B, P, 3), see ``Batch``.
+        early: hidden states of the visual tokens a third of the way up the decoder, (B, tokens, text width).
+        ranks: int64 (B, tokens, 3), see ``Batch``.
     """
     centres = ranks[..., 0] != IGNORED
     scores = heads.rank_read(heads.rank_norm(early[centres].float())).float()
@@ -239,5 +234,16 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 def to_tensors(batch: Batch, device: str) -> dict[str, Tensor]:
     """A batch's arrays as tensors on a device."""
-    names = ("pixels", "labels", "tokens", "segments", "offsets", "targets", "weights", "mentions", "ranks")
+    names = (
+        "pixels",
+        "labels",
+        "visual_labels",
+        "tokens",
+        "segments",
+        "offsets",
+        "targets",
+        "weights",
+        "mentions",
+        "ranks",
+    )
     return {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}

@@ -6,9 +6,6 @@ times faster. They ask no questions and belong to no split.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from topv.mini.backgrounds import TRAIN_BACKGROUNDS, draw_background
 from topv.mini.canvas import Canvas
 from topv.mini.fonts import TRAIN_FONTS, cap_height
@@ -25,12 +22,8 @@ _MOST_PARTS = 240
 _DARK = ("black", "blue", "purple")
 
 
-def draw_page(seed: int, geometry: Geometry) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw one page.
-
-    Returns:
-        pixels (size, size, 3) and dense labels (rows, cols, heads), as of a scene.
-    """
+def draw_page(seed: int, geometry: Geometry) -> Canvas:
+    """Draw one page; its image and ``Canvas.measure`` say what a scene's do."""
     stream = Stream(_SEED_MARK, seed)
     background = draw_background(stream, stream.choice(tuple(TRAIN_BACKGROUNDS)), geometry.size)
     canvas = Canvas(geometry, background)
@@ -42,7 +35,7 @@ def draw_page(seed: int, geometry: Geometry) -> tuple[NDArray[np.uint8], NDArray
             break
         _write_row(stream, canvas, y, cap, size_class)
         y += cap + stream.between(3, 3 + cap // 2)
-    return np.asarray(canvas.image, dtype=np.uint8), canvas.measure()[1]
+    return canvas
 
 
 def _write_row(stream: Stream, canvas: Canvas, y: int, cap: int, size_class: int) -> None:

@@ -1,10 +1,11 @@
-"""The models that can be trained and how: one preset for two processor cores, one for an accelerator."""
+"""The models that can be trained and how: presets for two processor cores and for an accelerator."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
 from topv.mini.geometry import Geometry
+from topv.mini.views import Tiles, View
 
 __all__ = ["PRESETS", "Preset", "get_preset"]
 
@@ -13,6 +14,7 @@ __all__ = ["PRESETS", "Preset", "get_preset"]
 class Preset:
     """Sizes and schedule of one training.
 
+    ``tiles`` is the number of tiles along each side of an image, 1 for an image shown whole.
     Times are shares: ``tower_share`` of the minutes given go to the vision tower alone. ``answer_tokens`` is
     the room for questions and answers behind each image, ``pages`` the number of pages of letters that only
     the tower learns from in a joint step.
@@ -43,11 +45,16 @@ class Preset:
     warmup_steps: int = 100
     weight_decay: float = 0.03
     average: float = 0.99
+    tiles: int = 1
     device: str = "cpu"
 
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.image_size, self.patch_size)
+
+    @property
+    def view(self) -> View:
+        return View(self.geometry) if self.tiles == 1 else Tiles(self.geometry, self.tiles)
 
     def continued(self) -> Preset:
         """The schedule for going on from trained weights: half the rates, and no stage of the tower alone."""
@@ -73,9 +80,23 @@ PRESETS = {
     ),
     "accelerator": Preset(
         name="accelerator", image_size=336, patch_size=14,
-        vision_width=256, vision_layers=8, vision_heads=4, vision_mlp=768,
+        vision_width=256, vision_layers=5, vision_heads=4, vision_mlp=768,
         text_width=256, text_layers=24, text_heads=4, text_kv_heads=2, text_mlp=384,
         tower_batch=256, joint_batch=128, answer_tokens=256, pages=64, tower_share=0.2, reading_share=0.35,
+        tower_rate=1e-3, text_rate=2e-3, joint_tower_rate=1e-3, workers=14, device="cuda",
+    ),
+    "tiled": Preset(
+        name="tiled", image_size=224, patch_size=14, tiles=2,
+        vision_width=256, vision_layers=6, vision_heads=4, vision_mlp=768,
+        text_width=256, text_layers=12, text_heads=4, text_kv_heads=2, text_mlp=512,
+        tower_batch=12, joint_batch=8, answer_tokens=192, pages=6, tower_share=0.2, reading_share=0.35,
+        tower_rate=1e-3, text_rate=2e-3, joint_tower_rate=1e-3, workers=2,
+    ),
+    "tiled-accelerator": Preset(
+        name="tiled-accelerator", image_size=448, patch_size=14, tiles=2,
+        vision_width=256, vision_layers=5, vision_heads=4, vision_mlp=768,
+        text_width=256, text_layers=24, text_heads=4, text_kv_heads=2, text_mlp=384,
+        tower_batch=128, joint_batch=128, answer_tokens=256, pages=32, tower_share=0.2, reading_share=0.35,
         tower_rate=1e-3, text_rate=2e-3, joint_tower_rate=1e-3, workers=14, device="cuda",
     ),
     "tiny": Preset(
@@ -85,8 +106,15 @@ PRESETS = {
         tower_batch=2, joint_batch=2, answer_tokens=96, pages=2, tower_share=0.3, reading_share=0.6,
         tower_rate=1e-3, text_rate=2e-3, joint_tower_rate=1e-3, workers=1, warmup_steps=2,
     ),
+    "tiny-tiled": Preset(
+        name="tiny-tiled", image_size=168, patch_size=14, tiles=2,
+        vision_width=32, vision_layers=1, vision_heads=2, vision_mlp=32,
+        text_width=32, text_layers=2, text_heads=2, text_kv_heads=1, text_mlp=32,
+        tower_batch=2, joint_batch=2, answer_tokens=96, pages=2, tower_share=0.3, reading_share=0.6,
+        tower_rate=1e-3, text_rate=2e-3, joint_tower_rate=1e-3, workers=1, warmup_steps=2,
+    ),
 }  # fmt: skip
-""""tiny" is for tests: it runs every line of the trainer in seconds and learns nothing."""
+"""The tiny ones are for tests: they run every line of the trainer in seconds and learn nothing."""
 
 
 def get_preset(name: str) -> Preset:

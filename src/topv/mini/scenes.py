@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from topv.mini.canvas import Item
+from topv.mini.canvas import Canvas, Item
 from topv.mini.composition import Plan, compose
 from topv.mini.geometry import SHIPPED, Geometry
 from topv.mini.questions import TASKS, Question, ask
@@ -37,6 +37,7 @@ class Scene:
         labels: dense labels per patch, int64 (rows, cols, heads); see ``topv.mini.canvas.HEADS``.
         plan: what was composed.
         items: what questions can be about.
+        canvas: the finished drawing, which can be measured on other patches.
     """
 
     image: Image.Image
@@ -45,6 +46,7 @@ class Scene:
     labels: NDArray[np.int64]
     plan: Plan
     items: list[Item]
+    canvas: Canvas
 
 
 def scene_seed(seed: int, split: str) -> int:
@@ -80,7 +82,7 @@ def draw_scene(seed: int, split: str, geometry: Geometry = SHIPPED) -> Scene:
         foreground = canvas.foreground(counts)
         if canvas.items and low <= foreground.mean() <= high:
             questions = ask(stream, canvas, plan, counts)
-            return Scene(canvas.image, foreground, questions, labels, plan, canvas.items)
+            return Scene(canvas.image, foreground, questions, labels, plan, canvas.items, canvas)
     raise RuntimeError(
         f"Scene {seed} of split {split!r} found no layout with {low:.0%} to {high:.0%} foreground in {_ATTEMPTS}"
         f" attempts on {geometry}; take another seed or a larger image."

@@ -1,4 +1,4 @@
-"""Score the bundled model on the test split: ``python -m topv.mini.score --questions 300``.
+"""Score a bundled model on the test split: ``python -m topv.mini.score --questions 300``.
 
 Every answer is generated, greedily, from the processor's own chat format. The image-blind score asks the same
 questions with the image replaced by noise.
@@ -22,6 +22,7 @@ from topv.mini.questions import TASKS, Question
 from topv.mini.randomness import Stream
 from topv.mini.scenes import SPLITS, draw_scene
 from topv.mini.statistics import answer_score, gain_interval, mean_interval
+from topv.mini.views import read_view
 
 __all__ = ["answer_all", "collect", "main", "noise_image"]
 
@@ -131,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
     processor = AutoProcessor.from_pretrained(options.model, local_files_only=True)
-    vision = model.config.vision_config
-    geometry = Geometry(vision.image_size, vision.patch_size)
+    geometry = read_view(model.config, processor).geometry
     asked = collect(options.split, options.questions, geometry)
     print("| task | questions | score, % | image-blind, % | gain, points | score by target size (questions) |")
     print("|---|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""Train the bundled model: ``python -m topv.mini.train --preset cpu --out runs/mini --minutes 60``.
+"""Train a bundled model: ``python -m topv.mini.train --preset cpu --out runs/mini --minutes 60``.
 
 Runs resume from the last checkpoint in ``--out``. ``--minutes`` is the length of the whole training, so the same
 command run again goes on with the same curve until it is used up.

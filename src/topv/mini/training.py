@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import time
 from pathlib import Path
@@ -14,9 +15,9 @@ from torch import Tensor
 from topv.mini import crew
 from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import Batch, draw_batch, stream_batches
-from topv.mini.build import USER, build_model, build_processor
+from topv.mini.build import build_model, build_processor, get_architecture
 from topv.mini.checkpoints import load_checkpoint, read_state, save_checkpoint
-from topv.mini.objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, rank_loss, see, to_tensors
+from topv.mini.objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, rank_loss, to_tensors
 from topv.mini.presets import Preset
 from topv.mini.questions import TASKS
 from topv.mini.validation import validate
@@ -49,7 +50,10 @@ def autocast_dtype(device: str) -> torch.dtype:
 
 
 def prepare_processor(preset: Preset, out: Path, start: Path | None = None) -> Any:
-    """The processor of a training: read from its folder; the first time, that of ``start`` or a newly trained one."""
+    """The processor of a training: read from its folder; the first time, that of ``start`` or a newly trained one.
+
+    A model of another class in ``start`` gives its tokenizer alone.
+    """
     from transformers import AutoProcessor
 
     folder = out / "processor"
@@ -57,26 +61,13 @@ def prepare_processor(preset: Preset, out: Path, start: Path | None = None) -> A
         return AutoProcessor.from_pretrained(folder, local_files_only=True)
     if start is not None:
         processor = AutoProcessor.from_pretrained(start, local_files_only=True)
+        if json.loads((start / "config.json").read_text())["model_type"] != get_architecture(preset).model_type:
+            processor = build_processor(preset, processor.tokenizer)
     else:
         processor = build_processor(preset)
     folder.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(folder)
     return processor
-
-
-def _copy_weights(start: Path, model: Any) -> None:
-    """Copy a trained model's weights into an untrained one of the same shape."""
-    from transformers import AutoModelForImageTextToText
-
-    trained = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32, local_files_only=True)
-    held, wanted = trained.state_dict(), model.state_dict()
-    other = [name for name in wanted if name not in held or held[name].shape != wanted[name].shape]
-    if other or len(held) != len(wanted):
-        raise ValueError(
-            f"{start} holds a {trained.config.model_type} model of another shape ({other[:3]} differ); start from a"
-            " model that this preset trained."
-        )
-    model.load_state_dict(held)
 
 
 class Trainer:
@@ -87,8 +78,8 @@ class Trainer:
         out: folder for tokenizer, checkpoints, the log and the best weights.
         minutes: length of the whole training; the learning rate falls to zero at its end.
         seed: of the initial weights.
-        start: folder of a trained model of the same preset whose weights to begin with; the schedule is then
-            ``Preset.continued``.
+        start: folder of a trained model whose weights to begin with, of the same preset or one that
+            ``Architecture.begin`` can take over from; the schedule is then ``Preset.continued``.
 
     Raises:
         ValueError: the minutes are not above 0, or ``out`` or ``start`` holds another preset's model.
@@ -101,12 +92,13 @@ class Trainer:
         self.out, self.minutes = out, minutes
         self.processor = prepare_processor(preset, out, start)
         tokenizer = self.processor.tokenizer
-        self.user = tokenizer.convert_tokens_to_ids(USER)
+        self.architecture = get_architecture(preset)
+        self.frame = self.architecture.frame(tokenizer)
         torch.manual_seed(seed)
         self.device, self.dtype = preset.device, autocast_dtype(preset.device)
         self.model = build_model(preset, tokenizer)
         if start is not None and read_state(out) is None:
-            _copy_weights(start, self.model)
+            self.architecture.begin(self.model, tokenizer, start)
         self.model.to(self.device).train()
         if self.device == "cpu":
             register()
@@ -134,7 +126,7 @@ class Trainer:
         rest: dict[str, list[Tensor]] = {"tower": [], "text": [], "heads": list(self.heads.parameters())}
         for name, parameter in self.model.named_parameters():
             part = "tower" if "vision_tower" in name else "text"
-            inside = ".layers." in name and parameter.ndim == 2
+            inside = (".layers." in name or ".layer." in name) and parameter.ndim == 2
             (layers if inside else rest)[part].append(parameter)
         decay = self.preset.weight_decay
         muon = torch.optim.Muon(
@@ -183,7 +175,7 @@ class Trainer:
         held = to_tensors(batch, self.device)
         joint = held["tokens"].shape[1] > 0
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            features, visual = see(self.model, held["pixels"])
+            features, visual = self.architecture.see(self.model, held["pixels"])
             if joint:
                 logits, middle, early = decode(
                     self.model,
@@ -192,9 +184,9 @@ class Trainer:
                     held["segments"],
                     held["offsets"],
                     self.dtype,
-                    self.user,
+                    self.frame,
                 )
-        dense, right = dense_loss(self.heads, self.model, features, visual, held["labels"])
+        dense, right = dense_loss(self.heads, self.model, features, visual, held["labels"], held["visual_labels"])
         loss = dense
         measured = {"dense_loss": dense.item(), "patch_accuracy": right.item()}
         if joint:
@@ -231,7 +223,7 @@ class Trainer:
 
     def _validate(self, batches: list[Batch]) -> dict[str, float]:
         self._swap()
-        accuracy = validate(self.model, batches, self.user, self.dtype, self.device)
+        accuracy = validate(self.architecture, self.model, batches, self.frame, self.dtype, self.device)
         if accuracy["mean"] > self.state["best"]:
             self.state["best"] = accuracy["mean"]
             self.model.save_pretrained(self.out / "best")
@@ -245,7 +237,7 @@ class Trainer:
         """Train until the minutes are used up, logging to ``log.csv``."""
         preset, tokenizer_file = self.preset, str(self.out / "processor" / "tokenizer.json")
         held_out = [
-            draw_batch(tokenizer_file, "validation", first, 16, preset.geometry, 320)
+            draw_batch(tokenizer_file, "validation", first, 16, preset.view, 320)
             for first in range(0, _VALIDATION_SCENES if crew.rank() == 0 else 0, 16)
         ]
         while self.progress < 1:
@@ -256,7 +248,7 @@ class Trainer:
                 start=self.state["scene"] + crew.rank() * size,
                 count=size,
                 stride=size * crew.world(),
-                geometry=preset.geometry,
+                view=preset.view,
                 room=preset.answer_tokens if joint else 0,
                 pages=preset.pages // crew.world(),
                 reading=_EARLY_READING if stage == "objects" else 1.0,

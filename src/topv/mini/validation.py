@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topv.mini.architecture import Architecture, Frame
 from topv.mini.batches import Batch
 from topv.mini.canvas import IGNORED
-from topv.mini.objective import answer_logits, see, to_tensors
+from topv.mini.objective import answer_logits, to_tensors
 from topv.mini.questions import TASKS
 
 __all__ = ["exact_matches", "validate"]
@@ -32,7 +33,9 @@ def exact_matches(logits: Tensor, batch: Batch) -> dict[str, list[bool]]:
 
 
 @torch.no_grad()
-def validate(model: Any, batches: list[Batch], user: int, dtype: torch.dtype, device: str) -> dict[str, float]:
+def validate(
+    architecture: Architecture, model: Any, batches: list[Batch], frame: Frame, dtype: torch.dtype, device: str
+) -> dict[str, float]:
     """Exact-match accuracy per task over some batches, and their plain mean as ``"mean"``."""
     hits: dict[str, list[bool]] = defaultdict(list)
     was_training = model.training
@@ -40,8 +43,8 @@ def validate(model: Any, batches: list[Batch], user: int, dtype: torch.dtype, de
     for batch in batches:
         held = to_tensors(batch, device)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            _, visual = see(model, held["pixels"])
-            logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], dtype, user)
+            _, visual = architecture.see(model, held["pixels"])
+            logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], dtype, frame)
         for task, matched in exact_matches(logits, batch).items():
             hits[task] += matched
     model.train(was_training)
