@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -137,6 +137,19 @@ class VisualLayout:
     def visual_tokens(self) -> int:
         """Number of visual tokens over the whole batch."""
         return sum(grid.tokens for grid in self.grids)
+
+    def repeated(self, copies: int) -> VisualLayout:
+        """The layout of a batch in which `copies` rows in a row are made of each sample."""
+        if copies == 1:
+            return self
+        grids = [
+            replace(grid, sample=sample * copies + copy)
+            for sample in range(self.batch)
+            for copy in range(copies)
+            for grid in self.grids
+            if grid.sample == sample
+        ]
+        return VisualLayout(self.batch * copies, self.length, tuple(grids))
 
     @staticmethod
     def from_images(placeholders: torch.Tensor, shapes: Sequence[tuple[int, int]], *, skip: int = 0) -> VisualLayout:

@@ -11,6 +11,8 @@ from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGener
 import topv
 from module_snapshot import snapshot
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava, tiny_llava
+from topv.models import family_of
+from topv.probe.reference import masked_logits, relative_error
 
 SINGLE = [[3, "image", 4]]
 
@@ -104,8 +106,8 @@ def test_the_decoder_called_by_itself() -> None:
 def test_masks_that_cannot_be_shortened() -> None:
     model, inputs = shared_llava(), prompt(SINGLE)
     with topv.prune(model, topv.TopV()), torch.no_grad():
-        with pytest.raises(topv.UnsupportedError, match="is dict"):
-            model(**{**inputs, "attention_mask": {"full_attention": None}})
+        with pytest.raises(topv.UnsupportedError, match="3 dimensions"):
+            model(**{**inputs, "attention_mask": inputs["attention_mask"][None]})
         with pytest.raises(topv.UnsupportedError, match=r"has shape \(1, 7\)"):
             model(**{**inputs, "attention_mask": torch.ones(1, 7, dtype=torch.long)})
 
@@ -118,8 +120,10 @@ def test_labels_on_more_visual_tokens_than_stay() -> None:
 
 def test_unsupported_models() -> None:
     model = shared_llava()
-    for part in (model.model.language_model, model.lm_head, torch.nn.Linear(2, 2)):
-        with pytest.raises(topv.UnsupportedError, match=f"{type(part).__name__}.*Supported model types: llava"):
+    with pytest.raises(topv.UnsupportedError, match=r"LlamaModel cannot be pruned: .*generates no text"):
+        topv.attach(model.model.language_model, topv.TopV())
+    for part in (model.lm_head, torch.nn.Linear(2, 2)):
+        with pytest.raises(topv.UnsupportedError, match=r"Linear has no .*list of decoder layers"):
             topv.attach(part, topv.TopV())
     with pytest.raises(TypeError, match="not a pruning method"):
         topv.attach(model, topv.TopV)  # type: ignore[arg-type]
@@ -127,19 +131,37 @@ def test_unsupported_models() -> None:
         topv.attach("llava", topv.TopV())  # type: ignore[arg-type]
 
 
-def test_sliding_windows_are_refused() -> None:
+def test_windows_that_flash_kernels_would_miscount_are_refused() -> None:
+    """Other backends are given masks, in which a window counts in the prompt's columns."""
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=24,
+            patch_size=4,
         ),
         text_config=MistralConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+            vocab_size=96, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
             num_key_value_heads=2, sliding_window=16,
         ),
         image_token_id=5,
+        vision_feature_layer=-1,
     )  # fmt: skip
-    with pytest.raises(topv.UnsupportedError, match="sliding-window"):
-        topv.attach(LlavaForConditionalGeneration(config), topv.TopV())
+    torch.manual_seed(0)
+    model, inputs = LlavaForConditionalGeneration(config).eval(), prompt(SINGLE)
+    model.set_attn_implementation("eager")
+    with torch.no_grad(), topv.prune(model, topv.TopV()) as pruning:
+        out = model(**inputs)
+    visual = inputs["input_ids"][0] == IMAGE_TOKEN
+    want = masked_logits(model, family_of(model), inputs, pruning.kept_positions[0], visual, 2)
+    stays = ~visual
+    stays[pruning.kept_positions[0]] = True
+    assert relative_error(out.logits[:, stays], want[:, stays]) <= 1e-5
+    model.model.language_model.config._attn_implementation = "flash_attention_2"
+    with (
+        topv.prune(model, topv.TopV()),
+        torch.no_grad(),
+        pytest.raises(topv.UnsupportedError, match=r"window of 16.*attn_implementation='sdpa'"),
+    ):
+        model(**inputs)
 
 
 def test_compiled_models_are_refused() -> None:

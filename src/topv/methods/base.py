@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -44,15 +44,19 @@ class Method:
     """A pruning method. Subclasses are frozen dataclasses that override `score`.
 
     Args:
-        keep: share in (0, 1] of each grid's visual tokens to keep (float), or how many (int).
+        keep: share in (0, 1] of the visual tokens that share a budget to keep (float), or how many (int).
         layer: number of decoder layers that see every token; the sequence is shorter from layer index `layer` on.
+        budget: what `keep` is a share or a count of: each "grid" by itself, all grids of an "image" (its tiles and
+            thumbnail, a video's frames) together, or all of a "sample". Where grids share a budget their scores are
+            compared as they are.
 
     Raises:
-        ValueError: when `keep` or `layer` is out of range.
+        ValueError: when `keep`, `layer` or `budget` is out of range.
     """
 
     keep: float | int = 0.5
     layer: int | None = 2
+    budget: Literal["grid", "image", "sample"] = "grid"
 
     has_importance: ClassVar[bool] = True
     """Whether the scores say how important each token is (False for random or purely positional choices)."""
@@ -64,6 +68,8 @@ class Method:
                 f"layer={self.layer!r} must be an integer of at least 1: the number of decoder layers that see "
                 "every token. The evidence is read in the last of them."
             )
+        if self.budget not in ("grid", "image", "sample"):
+            raise ValueError(f"budget={self.budget!r} must be 'grid', 'image' or 'sample': who shares what is kept.")
 
     @property
     def name(self) -> str:
@@ -95,7 +101,7 @@ class Method:
         return layer
 
     def count(self, tokens: int) -> int:
-        """How many tokens K of a grid of `tokens` stay, recovered ones included."""
+        """How many of the `tokens` tokens that share a budget stay, recovered ones included."""
         return keep_count(tokens, self.keep)
 
     def recovered(self, count: int, tokens: int) -> int:

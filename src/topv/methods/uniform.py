@@ -28,7 +28,8 @@ class Uniform(Method):
 
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         order = bayer_order(evidence.rows_and_columns).to(evidence.coordinates.device, non_blocking=True)
-        return -order.float().expand(len(evidence.images), -1)
+        # Relative to the grid, so that grids of any size that share a budget lose the same share.
+        return (-order.float() / order.numel()).expand(len(evidence.images), -1)
 
 
 @lru_cache(maxsize=64)

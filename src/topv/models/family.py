@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..errors import UnsupportedError
 from ..layout import Picture, VisualLayout
+from .encoded import Recalled, note, recall, refuse_lost
 
-__all__ = ["Family", "find_decoder", "run_lengths"]
+__all__ = ["Family", "Handle", "ShortLayer", "find_decoder", "run_lengths"]
 
-_MARK, _ARGUMENTS = "_topv_picture", "_topv_arguments"
 ATTENTIONS = ("self_attn", "attention", "self_attention")
 MIXERS = (*ATTENTIONS, "linear_attn", "conv", "mamba", "mixer")
 MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc1")
 RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
 POINTWISE = ("mlp", "moe")
+
+
+class ShortLayer(Protocol):
+    """A decoder layer that sees a shortened sequence, while it runs.
+
+    Attributes:
+        cache: the KV cache or None.
+        removed: columns that this forward has dropped from the layer, in every row.
+    """
+
+    @property
+    def cache(self) -> Any: ...
+
+    @property
+    def removed(self) -> int: ...
+
+    def queries(self, device: torch.device) -> torch.Tensor:
+        """LongTensor (B, Q) on `device`: the prompt column of each query, columns in the KV cache included; any column
+        where a slot is only padding."""
+
+
+class Handle(Protocol):
+    """Something put on a model, which `remove` takes off again."""
+
+    def remove(self) -> None: ...
 
 
 class Family:
@@ -78,7 +103,13 @@ class Family:
 
     def mixes_neighbours(self, layer: int) -> bool:
         """Whether decoder layer `layer` convolves its sequence beside its attention."""
-        return (self._kind(layer) or "").startswith("hybrid")
+        block: Any = self.layers[layer]
+        # Layers may also embed each token together with those before it (per-layer embeddings of n-grams).
+        return (self._kind(layer) or "").startswith("hybrid") or getattr(block, "ple", None) is not None
+
+    def masks_itself(self, layer: int) -> bool:
+        """Whether decoder layer `layer` is told which columns of a forward are padding, and masks the rest itself."""
+        return self.is_recurrent(layer)
 
     def keeps_keys(self, layer: int) -> bool:
         """Whether decoder layer `layer` has keys and values in the KV cache."""
@@ -99,6 +130,10 @@ class Family:
             return int(shared)
         kinds, first = self.text_config.layer_types, len(self.layers) - self.text_config.num_kv_shared_layers
         return max(i for i in range(first) if kinds[i] == kinds[layer])
+
+    def pinned(self, cache: Any, layer: int) -> int:
+        """Entries at the beginning of decoder layer `layer` of a cache that its window never lets go."""
+        return 0
 
     def window(self, layer: int) -> int | None:
         """How many columns back decoder layer `layer` sees, itself included, or None when it sees all."""
@@ -163,8 +198,40 @@ class Family:
         """Token ids of which every occurrence stands for one visual token of a video."""
         return _ids(self.config, "video_token_id", "video_token_index")
 
-    def placeholders(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Which of `input_ids` (B, T) stand for a visual token: BoolTensor (B, T)."""
+    def corrections(self, short: Callable[[int], ShortLayer | None]) -> Sequence[Handle]:
+        """Put hooks on parts of the decoder that read a token's place off its slot, to make them read its column.
+
+        Args:
+            short: what decoder layer `index` works on at the moment, or None while it sees the whole prompt.
+
+        Returns:
+            The hooks' handles, removed when the pruning is detached.
+        """
+        return ()
+
+    @property
+    def asks_for_slots(self) -> bool:
+        """Whether decoder layers ask the cache, while they run, how many entries they hold themselves."""
+        return False
+
+    @property
+    def fillers(self) -> Mapping[str, int]:
+        """By name, arguments of decoder layers that hold a number per token, and what they hold at padding."""
+        return {}
+
+    @property
+    def generator(self) -> nn.Module | None:
+        """The part whose own `generate` the model's `generate` calls, past the model's `forward`; None where there is
+        none."""
+        return None
+
+    def placeholders(self, input_ids: torch.Tensor, inputs: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """Which of `input_ids` (B, T) stand for a visual token: BoolTensor (B, T).
+
+        Args:
+            input_ids: LongTensor (B, T).
+            inputs: the call's arguments by name, where ids alone do not tell.
+        """
         ids = sorted(self.image_ids | self.video_ids)
         return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
 
@@ -199,17 +266,7 @@ class Family:
             inputs: the arguments that they were encoded from, by name.
             output: what `get_image_features` or `get_video_features` returned.
         """
-        features = _features(output)
-        arguments = _WithoutPrompt(inputs)
-        try:
-            pictures = self.images(arguments) if kind == "image" else self.videos(arguments)
-        except _PromptNeeded:
-            shapes = {n: v.to("meta") if n.startswith("pixel") and hasattr(v, "to") else v for n, v in inputs.items()}
-            vars(output)[_ARGUMENTS] = shapes
-            return
-        if pictures is not None and len(features) == len(pictures):
-            for feature, picture in zip(features, pictures, strict=True):
-                setattr(feature, _MARK, picture)
+        note(self.images if kind == "image" else self.videos, inputs, output)
 
     def layout(self, placeholders: torch.Tensor, inputs: Mapping[str, Any]) -> VisualLayout:
         """Deal the placeholder positions (B, T), on the CPU, out to the images and videos of this call.
@@ -219,17 +276,26 @@ class Family:
         Raises:
             LayoutError: when they do not fit.
         """
-        inputs = _with_encoded(inputs)
-        ids = inputs["input_ids"].cpu()
+        recalled = recall(inputs)
+        given = {name: value for name, value in inputs.items() if value is not None}
+        one_of_each = slice(None, None, recalled.copies)
+        whole = {**recalled.arguments, **given, "input_ids": inputs["input_ids"].cpu()[one_of_each]}
+        return self._layout(placeholders[one_of_each], whole, recalled).repeated(recalled.copies)
+
+    def _layout(self, placeholders: torch.Tensor, inputs: Mapping[str, Any], recalled: Recalled) -> VisualLayout:
+        ids = inputs["input_ids"]
         is_video = placeholders & torch.isin(ids, torch.tensor(sorted(self.video_ids - self.image_ids)))
         kinds = {"image": placeholders & ~is_video, "video": is_video}
-        queues = {kind: _marked(inputs, kind) for kind in kinds}
-        if queues["image"] is None:
-            queues["image"] = self.images(inputs)
-        if queues["video"] is None:
-            queues["video"] = self.videos(inputs)
-        for kind, held in queues.items():
-            if held is None and bool(kinds[kind].any()):
+        rules = {"image": self.images, "video": self.videos}
+        queues: dict[str, Sequence[Picture] | None] = {}
+        for kind, rule in rules.items():
+            # Copies of a sample carry the marks of its pictures as often.
+            queues[kind] = recalled.pictures.get(kind) if recalled.copies == 1 else None
+            if queues[kind] is None:
+                queues[kind] = rule(inputs)
+            if queues[kind] is None and bool(kinds[kind].any()):
+                if recalled.lost:
+                    raise refuse_lost(self.model)
                 queues[kind] = [Picture.placeless(length) for length in run_lengths(kinds[kind])]
         return VisualLayout.from_pictures(placeholders, _in_prompt_order(placeholders, is_video, queues))
 
@@ -289,39 +355,6 @@ def run_lengths(marks: torch.Tensor) -> list[int]:
                 lengths.append(run)
                 run = 0
     return lengths
-
-
-class _PromptNeeded(KeyError):
-    """A layout is read off the prompt, which is at hand later as well."""
-
-
-class _WithoutPrompt(dict[str, Any]):
-    """The arguments of an encoder, which is not given the prompt."""
-
-    def __missing__(self, name: str) -> Any:
-        raise _PromptNeeded(name) if name == "input_ids" else KeyError(name)
-
-
-def _features(output: Any) -> Sequence[Any]:
-    """The features of each picture, where a model hands them out one by one."""
-    features = getattr(output, "pooler_output", output)
-    return features if isinstance(features, (list, tuple)) else ()
-
-
-def _marked(inputs: Mapping[str, Any], kind: str) -> Sequence[Picture] | None:
-    """The layouts that already encoded pictures carry, or None where one does not."""
-    encoded = (inputs.get("mm_encoder_outputs") or {}).get(kind)
-    marks = [getattr(feature, _MARK, None) for feature in _features(encoded)]
-    known = [mark for mark in marks if mark is not None]
-    return known if known and len(known) == len(marks) else None
-
-
-def _with_encoded(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A call's arguments, with those that its pictures were encoded from (of pixels, the shapes alone)."""
-    found: dict[str, Any] = {}
-    for output in (inputs.get("mm_encoder_outputs") or {}).values():
-        found |= getattr(output, _ARGUMENTS, {})
-    return {**found, **{name: value for name, value in inputs.items() if value is not None}} if found else inputs
 
 
 def _ids(config: Any, *names: str) -> frozenset[int]:

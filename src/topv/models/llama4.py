@@ -1,13 +1,16 @@
-"""Llama 4: an image is one square tile, or rows of them and then the whole made smaller."""
+"""Llama 4: an image is one square tile, or rows of them and then the whole made smaller; some layers scale queries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+import torch
 
 from ..errors import LayoutError
 from ..layout import Picture
-from .family import Family
+from .family import Family, Handle, ShortLayer
 from .tile_runs import runs, tiled
 
 __all__ = ["Llama4"]
@@ -39,8 +42,37 @@ class Llama4(Family):
                 )
         return pictures
 
+    def corrections(self, short: Callable[[int], ShortLayer | None]) -> Sequence[Handle]:
+        """Layers without rotary positions scale queries by how far into the prompt they stand, counted in slots."""
+        hooks = []
+        for index, layer in enumerate(self.layers):
+            attention: Any = layer.self_attn
+            if attention.attn_temperature_tuning and not attention.use_rope:
+                hook = partial(_rescale, attention, partial(short, index))
+                hooks.append(attention.q_proj.register_forward_hook(hook))
+        return hooks
+
     @property
     def _side(self) -> int:
         """Tokens along the side of a tile."""
         vision = self.config.vision_config
         return int(vision.image_size // vision.patch_size * vision.pixel_shuffle_ratio)
+
+
+def _rescale(
+    attention: Any, short: Callable[[], ShortLayer | None], module: Any, args: Any, queries: torch.Tensor
+) -> torch.Tensor | None:
+    """Queries (B, Q, H d) that the layer's own scale will bring to the scale of their columns."""
+    now = short()
+    if now is None:
+        return None
+    # What the layer will ask its cache as well, a moment later.
+    past = 0 if now.cache is None else now.cache.get_seq_length(attention.layer_idx)
+    slots = torch.arange(queries.shape[1], device=queries.device) + past
+    ratio = _scale(attention, now.queries(queries.device)) / _scale(attention, slots)
+    return (queries * ratio.unsqueeze(2)).to(queries.dtype)
+
+
+def _scale(attention: Any, positions: torch.Tensor) -> torch.Tensor:
+    steps = torch.floor((positions.float() + 1.0) / attention.floor_scale)
+    return torch.log1p(steps) * attention.attn_scale + 1.0

@@ -39,6 +39,9 @@ def reason_against(model: nn.Module) -> str | None:
         decoder = model
     if any(_is_crossed(name) for name, _ in decoder.named_modules()):
         return "cross-attention"
+    if any(hasattr(module, "topk_blocks") and hasattr(module, "block_size") for module in decoder.modules()):
+        # Keys are chosen by blocks of the cache's slots, which say nothing of the prompt's blocks.
+        return "window"
     return None
 
 

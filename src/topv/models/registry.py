@@ -15,6 +15,7 @@ __all__ = ["FAMILIES", "family_of"]
 
 FAMILIES: dict[str, str] = {
     "aya_vision": "topv.models.internvl:AyaVision",
+    "blip-2": "topv.models.qformer:QFormer",
     "cosmos3_edge": "topv.models.patch_grids:PatchGrids",
     "cosmos3_omni": "topv.models.patch_grids:PatchGrids",
     "deepseek_vl": "topv.models.squares:Squares",
@@ -25,14 +26,21 @@ FAMILIES: dict[str, str] = {
     "glm46v": "topv.models.glm:Glm",
     "glm4v": "topv.models.glm:Glm",
     "glm4v_moe": "topv.models.glm:Glm",
+    "glm5_next": "topv.models.glm5_next:Glm5Next",
     "glm_ocr": "topv.models.glm:Glm",
     "glmga": "topv.models.glm:Glm",
     "granite_docling": "topv.models.idefics3:GraniteDocling",
     "hyperclovax_vision_v2": "topv.models.patch_grids:PatchGrids",
     "idefics2": "topv.models.idefics2:Idefics2",
     "idefics3": "topv.models.idefics3:Idefics3",
+    "inkling2": "topv.models.inkling:Inkling2",
+    "inkling_mm_model": "topv.models.inkling:Inkling",
+    "instructblip": "topv.models.qformer:QFormer",
+    "instructblipvideo": "topv.models.qformer:QFormer",
     "internvl": "topv.models.internvl:InternVl",
     "kimi_k25": "topv.models.patch_grids:ChunkedVideos",
+    "kosmos-2": "topv.models.kosmos:Kosmos2",
+    "kosmos-2.5": "topv.models.kosmos:Kosmos25",
     "lfm2_vl": "topv.models.lfm2_vl:Lfm2Vl",
     "lighton_ocr": "topv.models.mistral3:Mistral3",
     "llama4": "topv.models.llama4:Llama4",
@@ -56,8 +64,10 @@ FAMILIES: dict[str, str] = {
     "qwen3_omni_moe_thinker": "topv.models.patch_grids:PatchGrids",
     "qwen3_vl": "topv.models.patch_grids:PatchGrids",
     "qwen3_vl_moe": "topv.models.patch_grids:PatchGrids",
+    "qwen4_exp": "topv.models.qwen4_exp:Qwen4Exp",
     "shieldgemma2": "topv.models.gemma3:Gemma3",
     "smolvlm": "topv.models.idefics3:Idefics3",
+    "unlimited_ocr": "topv.models.unlimited_ocr:UnlimitedOcr",
     "video_llama_3": "topv.models.patch_grids:CompressedVideos",
     "video_llava": "topv.models.squares:VideoLlava",
     "vipllava": "topv.models.llava:Llava",
@@ -77,6 +87,9 @@ def family_of(model: nn.Module) -> Family:
         model = unwrap()
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
+    reason = reason_against(model)
+    if reason is not None:
+        raise UnsupportedError(f"{type(model).__name__} cannot be pruned: {REASONS[reason]}.")
     if model_type not in FAMILIES:
         return _generic(model, model_type)
     module, _, name = FAMILIES[model_type].partition(":")
@@ -86,9 +99,6 @@ def family_of(model: nn.Module) -> Family:
 
 def _generic(model: nn.Module, model_type: str | None) -> Family:
     """The generic rule for a model that no family file serves."""
-    reason = reason_against(model)
-    if reason is not None:
-        raise UnsupportedError(f"{type(model).__name__} cannot be pruned: {REASONS[reason]}.")
     family = Family(model)
     if not (family.image_ids | family.video_ids):
         raise UnsupportedError(

@@ -13,6 +13,7 @@ import torch
 from ..errors import TopVError
 from ..methods import TopV
 from ..models import Family, family_of
+from ..models.reasons import REASONS, reason_against
 from ..runtime import Pruning, prune
 from .recipe import FIRST_TEXT_TOKEN, Recipe
 from .reference import extended, masked_logits, relative_error
@@ -56,7 +57,7 @@ class Outcome:
 
 
 class _NotOffered(Exception):
-    """transformers does not offer this for the architecture, pruned or not."""
+    """The architecture cannot do this, pruned or not."""
 
 
 class _Mismatch(Exception):
@@ -105,7 +106,8 @@ def probe(recipe: Recipe, columns: tuple[str, ...] = COLUMNS) -> Outcome:
         try:
             family = family_of(model)
         except TopVError as error:
-            outcome.reason = str(error)
+            reason = reason_against(model)
+            outcome.reason = str(error) if reason is None else f"{reason}: {REASONS[reason]}"
             return outcome
         outcome.family = "generic" if type(family) is Family else type(family).__name__
         model.set_attn_implementation("eager")
@@ -184,22 +186,56 @@ def _generate(bench: _Bench) -> None:
             return_dict_in_generate=True,
         )
         kept, visual = _kept(pruning, inputs)
-    whole = extended(inputs, out.sequences, bench.recipe.continuation)
-    want = masked_logits(bench.model, bench.family, whole, kept, visual, pruning.layer)
     length = inputs["input_ids"].shape[1]
+    whole = extended(inputs, out.sequences, bench.recipe.continuation) | bench.recipe.continued(bench.model, length)
+    want = masked_logits(bench.model, bench.family, whole, kept, visual, pruning.layer)
     _require_close("generated logits", torch.stack(out.logits, 1), want[:, length - 1 : -1], _TOLERANCE)
 
 
 def _batch(bench: _Bench) -> None:
+    try:
+        _compare_batch(bench)
+    except _Mismatch:
+        try:
+            _compare_batch(bench, keep=None)
+        except _Mismatch as error:
+            _compare_batch_forward(bench)
+            raise _NotOffered(f"unpruned, its batches differ from their samples alone as well: {error}") from error
+        raise
+
+
+def _compare_batch_forward(bench: _Bench) -> None:
+    """Hold a padded batch to itself, unpruned and with the pruned tokens hidden."""
+    both = bench.run(_two_samples(bench))
+    with bench.backend("eager"), prune(bench.model, TopV(keep=_KEEP)) as pruning:
+        logits = bench.model(**both).logits
+    kept, visual = pruning.kept_positions, torch.zeros_like(both["input_ids"], dtype=torch.bool)
+    for grid in pruning.results.plan.layout.grids:
+        visual[grid.sample, grid.columns] = True
+    want = masked_logits(bench.model, bench.family, both, kept, visual, pruning.layer)
+    stays = both["attention_mask"].bool() & ~visual
+    for row, columns in enumerate(kept):
+        stays[row, columns] = True
+    _require_close("a batch's logits", logits[stays], want[stays], _TOLERANCE)
+
+
+def _two_samples(bench: _Bench) -> list[list[int | str]]:
+    """One sample with much text, one with more pictures where a sample can hold several."""
     long: list[int | str] = [9, "wide" if bench.recipe.wide else "image", 5]
     other: list[int | str] = [2, "image", 3, "image", 4] if bench.recipe.several_images else [2, "image", 3]
+    return [long, other]
+
+
+def _compare_batch(bench: _Bench, keep: float | None = _KEEP) -> None:
+    """Hold each of two samples in a padded batch to itself alone; None keeps the model unpruned."""
+    long, other = _two_samples(bench)
     for samples in ([long, other], [other, long]):
         both = bench.run(samples)
-        logits, kept = _generated(bench, both)
+        logits, kept = _generated(bench, both, keep)
         alone = _first_alone(bench, samples, both)
-        lone_logits, lone_kept = _generated(bench, alone)
+        lone_logits, lone_kept = _generated(bench, alone, keep)
         padding = int((both["attention_mask"][0] == 0).sum())
-        if not torch.equal(kept[0] - padding, lone_kept[0]):
+        if keep is not None and not torch.equal(kept[0] - padding, lone_kept[0]):
             raise _Mismatch(f"sample {samples[0]} keeps other tokens in a batch than alone")
         # Behind a step at which rounding chose another token, logits cannot be compared.
         same = (logits[0].argmax(-1) == lone_logits[0].argmax(-1)).long().cumprod(0)
@@ -219,8 +255,10 @@ def _first_alone(bench: _Bench, samples: list[list[int | str]], both: dict[str, 
     return alone | {"input_ids": both["input_ids"][:1, real]}
 
 
-def _generated(bench: _Bench, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    with torch.no_grad(), prune(bench.model, TopV(keep=_KEEP)) as pruning:
+def _generated(bench: _Bench, inputs: dict[str, Any], keep: float | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The logits (B, 3, V) of three generated tokens, and the kept columns of each sample."""
+    pruned = contextlib.nullcontext() if keep is None else prune(bench.model, TopV(keep=keep))
+    with torch.no_grad(), pruned as pruning:
         out = bench.model.generate(
             **inputs,
             max_new_tokens=3,
@@ -228,7 +266,7 @@ def _generated(bench: _Bench, inputs: dict[str, Any]) -> tuple[torch.Tensor, lis
             **bench.text_only,
             return_dict_in_generate=True,
         )
-        return torch.stack(out.logits, 1), pruning.kept_positions
+        return torch.stack(out.logits, 1), [] if pruning is None else pruning.kept_positions
 
 
 def _images(bench: _Bench) -> None:

@@ -79,6 +79,11 @@ class Recipe:
         """Further arguments that the processor would derive from the finished prompt, such as token types."""
         return {}
 
+    def continued(self, model: Any, length: int) -> dict[str, Any]:
+        """Further arguments of one call with a prompt of `length` tokens and generated ones behind it, where the model
+        treats the two differently."""
+        return {}
+
     def prompt(self, model: Any, samples: Sequence[Sequence[int | str]], *, seed: int = 0) -> dict[str, Any]:
         """Left-padded inputs for samples made of numbers of text tokens and pictures: `[[3, "image", 2], [4]]`."""
         generator = torch.Generator().manual_seed(seed)

@@ -44,21 +44,22 @@ def extended(inputs: dict[str, Any], sequences: torch.Tensor, continuation: dict
 
 
 def masked_logits(
-    model: Any, family: Family, inputs: dict[str, Any], kept: torch.Tensor, visual: torch.Tensor, layer: int
+    model: Any, family: Family, inputs: dict[str, Any], kept: Any, visual: torch.Tensor, layer: int
 ) -> torch.Tensor:
-    """Logits (1, T, V) of the eager, unpruned model whose layers from `layer` on do not see pruned tokens.
+    """Logits (B, T, V) of the eager, unpruned model whose layers from `layer` on do not see pruned tokens.
 
     Args:
         model: the model, with nothing attached and eager attention.
         family: its parts.
-        inputs: one sample without padding.
-        kept: LongTensor, the columns of kept visual tokens.
-        visual: BoolTensor (T,), the columns of all visual tokens.
+        inputs: one sample without padding, or a batch for a model whose layers all keep keys.
+        kept: LongTensor, the columns of kept visual tokens; for a batch a list of one for each sample.
+        visual: BoolTensor (T,), the columns of all visual tokens; (B, T) for a batch.
         layer: the first layer that does not see the pruned ones.
     """
     hidden = visual.clone()
-    hidden[kept] = False
-    hidden = torch.nn.functional.pad(hidden, (0, inputs["input_ids"].shape[1] - len(hidden)))
+    for row, columns in zip(hidden.view(-1, hidden.shape[-1]), [kept] if visual.ndim == 1 else kept, strict=True):
+        row[columns] = False
+    hidden = torch.nn.functional.pad(hidden, (0, inputs["input_ids"].shape[1] - hidden.shape[-1]))
     handles = []
     for index in range(layer, len(family.layers)):
         block = family.layers[index]
@@ -66,14 +67,16 @@ def masked_logits(
         if not family.keeps_keys(index) and not family.is_recurrent(index):
             continue
         if family.is_recurrent(index) or family.mixes_neighbours(index):
+            if hidden.ndim > 1:
+                raise TypeError(f"{type(block).__name__} cannot be run on what is left of several samples at once")
             handles.append(block.register_forward_pre_hook(_only_left(names, ~hidden), with_kwargs=True))
             handles.append(block.register_forward_hook(_put_back(names, ~hidden), with_kwargs=True))
         else:
-            hook = functools.partial(_hide_keys, names, hidden)
+            hook = functools.partial(_hide_keys, names, hidden if hidden.ndim == 1 else hidden[:, None, None, :])
             handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         with torch.no_grad():
-            return model(**inputs, use_cache=False).logits
+            return model(**{"use_cache": False} | inputs).logits
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..errors import UnsupportedError
 from .masks import visible
@@ -40,10 +41,30 @@ class KeyTap:
 
 
 class _Replay:
-    """A cache whose update changes nothing and returns states seen before."""
+    """A cache whose update changes nothing and returns states seen before.
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    Args:
+        keys, values: the states.
+        before: columns before each sample's first query.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, before: torch.Tensor) -> None:
         self._states = keys, values
+        self._before = before
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns before the first query, for layers that scale queries by their place.
+
+        Raises:
+            UnsupportedError: when samples differ in it.
+        """
+        first, last = int(self._before.min()), int(self._before.max())
+        if first != last:
+            raise UnsupportedError(
+                "the prompts of this batch end in different columns, and this model scales queries by their column, "
+                "so their attention cannot be read at once. Pad the batch on the left."
+            )
+        return first
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return self._states
@@ -103,7 +124,8 @@ def attention_to_tokens(
     call = dict(arguments)
     if not whole_map:
         call = {name: _take_rows(value, rows, batch, length) for name, value in arguments.items()}
-    call["past_key_values"] = _Replay(tap.keys, tap.values)
+    before = torch.zeros_like(last) if whole_map else last
+    call["past_key_values"] = _Replay(tap.keys, tap.values, before + past)
     call["attention_mask"] = _additive_mask(hidden, mask, queries, past=past, width=width)
     accepted = inspect.signature(attention.forward).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
@@ -115,8 +137,18 @@ def attention_to_tokens(
             f"{type(attention).__name__} returns no attention weights in eager mode, so FastV has nothing to rank by. "
             "Use a method that needs none, such as TopV."
         )
-    mean = weights.float().mean(1)
+    mean = _over_all_heads(attention, weights.float().mean(1))
     return mean[torch.arange(batch, device=mean.device), rows] if whole_map else mean[:, 0]
+
+
+def _over_all_heads(attention: nn.Module, mean: torch.Tensor) -> torch.Tensor:
+    """The mean over the heads of every process, where tensor parallelism gave each of them some."""
+    mesh = next((p.device_mesh for p in attention.parameters() if isinstance(p, DTensor)), None)
+    if mesh is None or mesh.size() == 1:
+        return mean
+    mean = mean.contiguous()
+    torch.distributed.all_reduce(mean, group=mesh.get_group() if mesh.ndim == 1 else mesh["tp"].get_group())
+    return mean / (mesh.size() if mesh.ndim == 1 else mesh["tp"].size())
 
 
 def _take_rows(value: Any, rows: torch.Tensor, batch: int, length: int) -> Any:

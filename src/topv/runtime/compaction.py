@@ -46,6 +46,11 @@ class Compaction:
         shape[dim] = index.shape[1]
         return tensor.gather(dim, index.view(view).expand(shape))
 
+    def fill_padding(self, tensor: torch.Tensor, filler: float) -> torch.Tensor:
+        """A compacted (B, S) tensor with `filler` at the slots that hold no column."""
+        valid = self.to(tensor.device).valid
+        return tensor if valid is None else tensor.masked_fill(~valid, filler)
+
     def scatter(self, tensor: torch.Tensor, real: torch.Tensor, *, unknown: float | None = None) -> torch.Tensor:
         """Put compacted (B, S, D) states back at their columns of (B, T, D).
 

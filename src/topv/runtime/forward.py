@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +20,13 @@ from ..selection import select
 from .attention_row import KeyTap, attention_to_tokens
 from .compaction import Compaction, compact, gather_arguments
 from .masks import KeySlots, causal_mask, shorten_mask
-from .plan import PrefillPlan
+from .plan import Bucket, PrefillPlan, Section
 from .record import CacheRecord, mask_sizes
 
 __all__ = ["Forward", "Outcome", "current_forward", "set_forward"]
+
+_OWN_MASK = "conv_mask"
+"""The argument by which an attention layer learns which columns its convolutions must leave out."""
 
 _current: ContextVar[Forward | None] = ContextVar("topv_forward", default=None)
 
@@ -100,8 +105,9 @@ class Forward:
         self.is_prefill = is_prefill
         self.thread = threading.get_ident()
         self.outer: Forward | None = None
-        self.joined = False
+        self.joined: set[nn.Module] = set()
         self.in_decoder = False
+        self.own_sizes: AbstractContextManager[None] | None = None
         self.outcome = Outcome()
         self.mask: torch.Tensor | None = None
         self.cache: Any = None
@@ -115,6 +121,7 @@ class Forward:
         self._finite: list[tuple[torch.Tensor, Any]] = []
         self.rejoined: frozenset[int] = frozenset()
         self._arguments: dict[int, tuple[Any, Any]] = {}
+        self._key_positions: dict[int, tuple[Any, Any]] = {}
         self._lent: dict[int, tuple[int, int]] = {}
         self._masks: dict[tuple[int, int, int], tuple[Any, Any]] = {}
 
@@ -122,6 +129,10 @@ class Forward:
     def prunes(self) -> bool:
         """Whether this forward shortens the sequence."""
         return self.plan is not None and bool(self.plan.buckets)
+
+    def shortens(self, layer: int) -> bool:
+        """Whether decoder layer `layer` sees a shortened sequence."""
+        return layer >= self.layer and (self.prunes or self.record is not None)
 
     # ---- evidence -------------------------------------------------------------------------------------------
 
@@ -189,11 +200,10 @@ class Forward:
         for number, (bucket, flat) in enumerate(zip(plan.buckets, self._flat_columns(device), strict=True)):
             if bucket.count == 0:
                 self.outcome.importance.append(None)
-                self.outcome.kept.append(flat.new_empty(len(bucket.grids), 0))
-                self.outcome.recovered.append(flat.new_empty(len(bucket.grids), 0, dtype=torch.bool))
+                self.outcome.kept.append(flat.new_empty(len(bucket.groups), 0))
+                self.outcome.recovered.append(flat.new_empty(len(bucket.groups), 0, dtype=torch.bool))
                 continue
-            scores = self.method.score(self._evidence(number, device), bucket.count)
-            _check_scores(scores, flat, self.method)
+            scores = self._scores(number, bucket, device)
             self.outcome.importance.append(scores if self.method.has_importance else None)
             if bucket.protected is not None:
                 scores = scores.masked_fill(bucket.protected.to(device, non_blocking=True), float("inf"))
@@ -205,25 +215,39 @@ class Forward:
         self._source = self._target = self._attention = None
         self.compaction = compact(plan, kept, device)
 
-    def _evidence(self, number: int, device: torch.device) -> Evidence:
-        plan = self.plan
-        bucket = plan.buckets[number]  # type: ignore[union-attr]
+    def _scores(self, number: int, bucket: Bucket, device: torch.device) -> torch.Tensor:
+        """The scores of a bucket's tokens: float32 (G, N), one solve for all its grids of a shape."""
+        pieces: dict[int, torch.Tensor] = {}
+        for section in bucket.sections:
+            evidence = self._evidence(number, section, device)
+            scores = self.method.score(evidence, min(bucket.count, section.tokens))
+            _check_scores(scores, (len(section.grids), section.tokens), self.method)
+            pieces.update(zip(section.starts, scores.chunk(len(section.starts)), strict=True))
+        return torch.cat([pieces[start] for start in sorted(pieces)], dim=1)
+
+    def _evidence(self, number: int, section: Section, device: torch.device) -> Evidence:
+        def cut(whole: list[torch.Tensor] | None) -> torch.Tensor | None:
+            if whole is None:
+                return None
+            states = whole[number].to(device)
+            return torch.cat([states[:, start : start + section.tokens] for start in section.starts])
+
         attention = None
         if self._attention is not None:
-            samples = torch.tensor([grid.sample for grid in bucket.grids], device="cpu").unsqueeze(1)
-            columns = torch.stack([grid.columns for grid in bucket.grids]) + self.past
+            samples = torch.tensor([grid.sample for grid in section.grids], device="cpu").unsqueeze(1)
+            columns = torch.stack([grid.columns for grid in section.grids]) + self.past
             attention = self._attention.to(device)[
                 samples.to(device, non_blocking=True), columns.to(device, non_blocking=True)
             ]
-        source = None if self._source is None else self._source[number].to(device)
-        target = None if self._target is None else self._target[number].to(device)
+        source, target = cut(self._source), cut(self._target)
         if source is not None and target is not None and source.shape[-1] > target.shape[-1]:
             # Several residual streams side by side: what a layer reads is a mixture of them.
             source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
+        shape = section.grids[0].rows_and_columns
         return Evidence(
-            rows_and_columns=bucket.grids[0].rows_and_columns,
-            coordinates=coordinates(bucket.grids[0].rows_and_columns).to(device, non_blocking=True),
-            images=tuple(grid.ordinal for grid in bucket.grids),
+            rows_and_columns=shape,
+            coordinates=coordinates(shape).to(device, non_blocking=True),
+            images=tuple(grid.ordinal for grid in section.grids),
             source=source,
             target=target,
             attention=attention,
@@ -267,14 +291,19 @@ class Forward:
         hidden = arguments["hidden_states"]
         if self.compaction is not None:
             for name, value in arguments.items():
-                if name in ("attention_mask", "past_key_values"):
+                if name in ("attention_mask", _OWN_MASK, "past_key_values"):
                     continue
                 if name != "hidden_states" or (layer in self._whole and hidden.shape[1] == self.length):
                     changed[name] = self._gathered(name, value)
+            for name, filler in self.family.fillers.items():
+                if changed.get(name) is not None:
+                    changed[name] = self.compaction.fill_padding(changed[name], filler)
             hidden = changed.get("hidden_states", hidden)
             # Gapped position ids look like several packed sequences to the flash kernels.
             if self.is_flash:
                 changed["position_ids"] = None
+        if self.past:
+            changed |= self._positions_of_keys(arguments)
         mask = arguments.get("attention_mask")
         lender = self.family.key_layer(layer)
         borrows = lender != layer
@@ -282,12 +311,25 @@ class Forward:
             self._lent[layer] = mask_sizes(self.cache, hidden.shape[1], layer)
         if mask is not None or self._hides or self._ragged or borrows:
             changed["attention_mask"] = self._shortened_mask(mask, hidden, layer)
+        if _OWN_MASK in arguments:
+            changed[_OWN_MASK] = self._known_mask(arguments[_OWN_MASK], (0, 0), hidden, self._recurrent_mask)
         return {name: value for name, value in changed.items() if value is not arguments.get(name)}
 
     @property
     def _whole(self) -> set[int]:
         """Layers that are handed whole hidden states, which they must shorten."""
         return {self.layer, *(layer + 1 for layer in self.rejoined)}
+
+    def queries(self, device: torch.device) -> torch.Tensor:
+        """LongTensor (B, Q) on `device`: the prompt column of each query of the short layers."""
+        if self.compaction is None:
+            return torch.arange(self.past, self.past + self.length, device=device).expand(self.batch, -1)
+        return self.compaction.to(device).index + self.past
+
+    @property
+    def removed(self) -> int:
+        """Columns that this forward has dropped, in every row."""
+        return 0 if self.compaction is None else self.length - self.compaction.index.shape[1]
 
     def rejoin(self, output: Any) -> Any:
         """A short layer's output put back at its prompt positions, for a decoder that adds to it there."""
@@ -314,6 +356,21 @@ class Forward:
             known = self._arguments[id(value)] = (value, gather_arguments(value, self.compaction, self.batch))
         return known[1]
 
+    def _positions_of_keys(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that hold the position of every key, cached ones included, without those that were dropped."""
+        ends = self.past + self.length
+        changed: dict[str, Any] = {}
+        for name, value in arguments.items():
+            if not name.startswith("position") or not _is_embedding(value, ends):
+                continue
+            known = self._key_positions.get(id(value))
+            if known is None:
+                columns, _ = self._columns(ends - (self.record.dropped if self.record else 0) - self.removed, None)
+                keys = Compaction(columns, None, ends)
+                known = self._key_positions[id(value)] = (value, gather_arguments(value, keys, self.batch))
+            changed[name] = known[1]
+        return changed
+
     @property
     def _ragged(self) -> bool:
         return self.record is not None and self.record.ragged
@@ -324,20 +381,28 @@ class Forward:
         return self.compaction is not None and self.compaction.valid is not None
 
     def _shortened_mask(self, mask: Any, hidden_states: torch.Tensor, layer: int) -> Any:
-        recurrent = self.family.is_recurrent(layer)
+        recurrent = self.family.masks_itself(layer)
         lender = self.family.key_layer(layer)
         sizes = (0, 0) if recurrent else (-1, lender)
         if lender == layer and not recurrent:
             sizes = mask_sizes(self.cache, hidden_states.shape[1], layer)
+
+        def make(mask: Any) -> Any:
+            if recurrent:
+                return self._recurrent_mask(mask)
+            if lender != layer:
+                return self._borrowed_keys_mask(mask, hidden_states, lender)
+            return self._attention_mask(mask, hidden_states, layer, sizes)
+
+        return self._known_mask(mask, sizes, hidden_states, make)
+
+    def _known_mask(
+        self, mask: Any, sizes: tuple[int, int], hidden_states: torch.Tensor, make: Callable[[Any], Any]
+    ) -> Any:
+        """What `make` makes of `mask`, for layers of given key sizes; made once, as layers share masks."""
         known = self._masks.get((id(mask), *sizes))
         if known is None:
-            if recurrent:
-                made = self._recurrent_mask(mask)
-            elif lender != layer:
-                made = self._borrowed_keys_mask(mask, hidden_states, lender)
-            else:
-                made = self._attention_mask(mask, hidden_states, layer, sizes)
-            known = self._masks[(id(mask), *sizes)] = (mask, made)
+            known = self._masks[(id(mask), *sizes)] = (mask, make(mask))
         made = known[1]
         return made.to(hidden_states.device) if isinstance(made, torch.Tensor) else made
 
@@ -355,20 +420,29 @@ class Forward:
     def _attention_mask(self, mask: Any, hidden_states: torch.Tensor, layer: int, sizes: tuple[int, int]) -> Any:
         device = mask.device if isinstance(mask, torch.Tensor) else hidden_states.device
         length, let_go = sizes
-        record = self.after()
-        if record is None:
-            columns = torch.arange(let_go, let_go + length, device=device).expand(self.batch, -1)
-            valid = torch.ones_like(columns, dtype=torch.bool)
-        else:
-            every, filled = record.columns(let_go + length)
-            columns, valid = every[:, let_go:].to(device), filled[:, let_go:].to(device)
+        columns, valid = (slots[:, let_go:] for slots in self._columns(let_go + length, device))
         offset = self._mask_offset(mask, layer, let_go)
+        pinned = self.family.pinned(self.cache, layer)
+        if pinned and mask is not None:
+            offset, gone = 0, self.past + self.length - mask.shape[-1]
+            columns, valid = self._columns(let_go + length, device)
+            columns = torch.cat([columns[:, :pinned], columns[:, pinned + let_go :] - gone], dim=1)
+            valid = torch.cat([valid[:, :pinned], valid[:, pinned + let_go :]], dim=1)
         keys = KeySlots(columns, valid, offset)
         if mask is not None:
             return shorten_mask(mask, keys, None if self.compaction is None else self.compaction.to(device).index)
         return causal_mask(
             keys, config=self.family.text_config, hidden_states=hidden_states, cache=self.cache, layer=layer
         )
+
+    def _columns(self, width: int, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prompt column in each of a short layer's first `width` slots (B, width), and which slots hold one."""
+        record = self.after()
+        if record is None:
+            columns = torch.arange(width, device=device).expand(self.batch, -1)
+            return columns, torch.ones_like(columns, dtype=torch.bool)
+        columns, filled = record.columns(width)
+        return (columns, filled) if device is None else (columns.to(device), filled.to(device))
 
     def _borrowed_keys_mask(self, mask: Any, hidden_states: torch.Tensor, lender: int) -> Any:
         """The mask of a layer that attends to the keys of an earlier one, which may hold every column."""
@@ -434,12 +508,21 @@ class Forward:
         )
 
 
-def _check_scores(scores: Any, flat: torch.Tensor, method: Method) -> None:
-    if not isinstance(scores, torch.Tensor) or scores.shape != flat.shape or not scores.is_floating_point():
+def _is_embedding(value: Any, length: int) -> bool:
+    """Whether `value` holds embedded positions (B or 1, length, D)."""
+    if isinstance(value, tuple):
+        return bool(value) and all(_is_embedding(item, length) for item in value)
+    if not isinstance(value, torch.Tensor) or value.ndim != 3:
+        return False
+    return value.is_floating_point() and value.shape[1] == length
+
+
+def _check_scores(scores: Any, shape: tuple[int, int], method: Method) -> None:
+    if not isinstance(scores, torch.Tensor) or scores.shape != shape or not scores.is_floating_point():
         shown = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise TypeError(
-            f"{type(method).__name__}.score() returned {shown}, expected a floating-point tensor of shape "
-            f"{tuple(flat.shape)}: one score for each visual token of each grid."
+            f"{type(method).__name__}.score() returned {shown}, expected a floating-point tensor of shape {shape}: one "
+            "score for each visual token of each grid."
         )
 
 

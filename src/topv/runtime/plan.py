@@ -11,34 +11,67 @@ from ..errors import LayoutError, UnsupportedError
 from ..layout import Grid, VisualLayout
 from ..methods import Method
 
-__all__ = ["Bucket", "PrefillPlan", "build_plan"]
+__all__ = ["Bucket", "PrefillPlan", "Section", "build_plan"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The grids of one shape in a bucket's groups, to be judged in one batched solve.
+
+    Attributes:
+        starts: where each of the P grids of a group begins among the group's tokens.
+        grids: P * G grids, the first of every group, then the second of every group, and so on.
+    """
+
+    starts: tuple[int, ...]
+    grids: tuple[Grid, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens n in each grid."""
+        return self.grids[0].tokens
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """G grids of one shape and one budget, to be judged in one batched solve.
+    """G groups of grids alike in shapes and budget. The grids of a group share their budget.
 
     Attributes:
-        grids: the grids, in batch order.
-        count: how many tokens K of each stay.
-        flat: LongTensor (G, N): `sample * T + column` of every token.
+        groups: the grids of each group, in prompt order; the groups in batch order.
+        count: how many tokens K of each group stay.
+        flat: LongTensor (G, N): `sample * T + column` of every token, grid after grid.
         protected: BoolTensor (G, N) of tokens that must stay, or None when there is none.
     """
 
-    grids: tuple[Grid, ...]
+    groups: tuple[tuple[Grid, ...], ...]
     count: int
     flat: torch.Tensor
     protected: torch.Tensor | None
 
     @property
     def tokens(self) -> int:
-        """Visual tokens N in each grid."""
+        """Visual tokens N in each group."""
         return self.flat.shape[1]
 
     @property
     def most_protected(self) -> int:
-        """The largest number of protected tokens in one grid."""
+        """The largest number of protected tokens in one group."""
         return 0 if self.protected is None else int(self.protected.sum(1).max())
+
+    @property
+    def sections(self) -> list[Section]:
+        """The groups' grids, those of one shape together."""
+        starts: dict[tuple[int, int], list[int]] = defaultdict(list)
+        numbers: dict[tuple[int, int], list[int]] = defaultdict(list)
+        at = 0
+        for number, grid in enumerate(self.groups[0]):
+            starts[grid.rows_and_columns].append(at)
+            numbers[grid.rows_and_columns].append(number)
+            at += grid.tokens
+        return [
+            Section(tuple(starts[shape]), tuple(group[number] for number in numbers[shape] for group in self.groups))
+            for shape in starts
+        ]
 
 
 @dataclass(frozen=True)
@@ -49,7 +82,7 @@ class PrefillPlan:
         layout: where the visual tokens are.
         real: BoolTensor (B, T): columns that the attention mask does not hide.
         fixed: BoolTensor (B, T): columns that stay whatever the method says.
-        buckets: the grids that lose tokens; empty when nothing is pruned.
+        buckets: the groups of grids that lose tokens; empty when nothing is pruned.
         row_lengths: number of columns that stay in each sample.
     """
 
@@ -78,18 +111,18 @@ class PrefillPlan:
 def build_plan(
     layout: VisualLayout, method: Method, *, real: torch.Tensor, labels: torch.Tensor | None = None
 ) -> PrefillPlan:
-    """Decide every size of a prefill: K of each grid, and which columns no method may drop.
+    """Decide every size of a prefill: K of each group of grids, and which columns no method may drop.
 
     Args:
         layout: the visual tokens of the batch.
-        method: gives K for each grid.
+        method: gives K, and says which grids share it.
         real: BoolTensor (B, T) on the CPU, false at padding.
         labels: LongTensor (B, T) on the CPU or None; a position whose next label is not -100 stays.
 
     Raises:
         UnsupportedError: when the method uses places that the visual tokens do not have.
         LayoutError: when the mask hides visual tokens, or more tokens must stay than the budget allows.
-        ValueError: when a count is larger than a grid.
+        ValueError: when a count is larger than the grids that share it.
     """
     scored = torch.zeros_like(real)
     if labels is not None:
@@ -99,44 +132,60 @@ def build_plan(
     must_stay = scored | (positions == last)
 
     fixed = real | scored
-    grouped: dict[tuple[tuple[int, int], int], list[Grid]] = defaultdict(list)
+    grouped: dict[tuple[tuple[tuple[int, int], ...], int], list[tuple[Grid, ...]]] = defaultdict(list)
     for grid in layout.grids:
         if not bool(real[grid.sample, grid.columns].all()):
             raise LayoutError(
                 f"the attention mask hides visual tokens of grid {grid.ordinal} in sample {grid.sample}. Pass the "
                 "attention mask that the processor returned for this prompt."
             )
-        count = _count(grid, method, int(must_stay[grid.sample, grid.columns].sum()))
-        if count < grid.tokens:
-            if method.uses_places and not grid.spatial:
-                raise UnsupportedError(
-                    f"{method!r} uses the places of visual tokens, and those of grid {grid.ordinal} in sample "
-                    f"{grid.sample} have none: either each gathers from the whole picture, or topv does not know how "
-                    "this architecture lays its pictures out (see `topv models`). Use a method that needs no places, "
-                    "such as TopV(beta=0, gamma=0)."
-                )
-            grouped[grid.rows_and_columns, count].append(grid)
-            fixed[grid.sample, grid.columns] = False
+    for group in _groups(layout, method.budget):
+        columns = torch.cat([grid.columns for grid in group])
+        count = _count(group, method, int(must_stay[group[0].sample, columns].sum()))
+        if count < columns.numel():
+            _check_places(group, method)
+            grouped[tuple(grid.rows_and_columns for grid in group), count].append(group)
+            fixed[group[0].sample, columns] = False
 
     row_lengths = fixed.sum(1)
     buckets = []
-    for (_, count), grids in grouped.items():
-        flat = torch.stack([grid.sample * layout.length + grid.columns for grid in grids])
+    for (_, count), groups in grouped.items():
+        flat = torch.stack([torch.cat([g.sample * layout.length + g.columns for g in group]) for group in groups])
         protected = must_stay.flatten()[flat]
-        buckets.append(Bucket(tuple(grids), count, flat, protected if bool(protected.any()) else None))
-        for grid in grids:
-            row_lengths[grid.sample] += count
+        buckets.append(Bucket(tuple(groups), count, flat, protected if bool(protected.any()) else None))
+        for group in groups:
+            row_lengths[group[0].sample] += count
     return PrefillPlan(layout, real, fixed, tuple(buckets), tuple(row_lengths.tolist()))
 
 
-def _count(grid: Grid, method: Method, protected: int) -> int:
-    count = method.count(grid.tokens)
+def _groups(layout: VisualLayout, budget: str) -> list[tuple[Grid, ...]]:
+    """The grids that share a budget, group by group in prompt order."""
+    shared: dict[tuple[int, ...], list[Grid]] = defaultdict(list)
+    for grid in layout.grids:
+        own = {"grid": (grid.ordinal,), "image": (grid.image,), "sample": ()}[budget]
+        shared[(grid.sample, *own)].append(grid)
+    return [tuple(group) for group in shared.values()]
+
+
+def _check_places(group: tuple[Grid, ...], method: Method) -> None:
+    for grid in group:
+        if method.uses_places and not grid.spatial:
+            raise UnsupportedError(
+                f"{method!r} uses the places of visual tokens, and those of grid {grid.ordinal} in sample "
+                f"{grid.sample} have none: either each gathers from the whole picture, or topv does not know how "
+                "this architecture lays its pictures out (see `topv models`). Use a method that needs no places, "
+                "such as TopV(beta=0, gamma=0)."
+            )
+
+
+def _count(group: tuple[Grid, ...], method: Method, protected: int) -> int:
+    count = method.count(sum(grid.tokens for grid in group))
     if count == 0:
         return protected
     if protected > count:
         raise LayoutError(
-            f"{protected} visual tokens of grid {grid.ordinal} in sample {grid.sample} must stay (the last position, "
-            f"or positions whose next label is scored), more than the {count} that {method!r} keeps. Set the labels of "
-            "image tokens to -100, or keep more."
+            f"{protected} visual tokens of grid {group[0].ordinal} in sample {group[0].sample} must stay (the last "
+            f"position, or positions whose next label is scored), more than the {count} that {method!r} keeps. Set "
+            "the labels of image tokens to -100, or keep more."
         )
     return count

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -16,11 +18,13 @@ from ..errors import LayoutError, UnsupportedError
 from ..layout import VisualLayout
 from ..methods import TARGETS, Method
 from ..models import Family, family_of
+from ..models.encoded import recall, refuse_lost
+from ..models.reasons import REASONS
 from .arguments import Signature
 from .forward import Forward, current_forward, set_forward
 from .masks import prompt_mask, real_columns
 from .plan import PrefillPlan, build_plan
-from .record import held, read_record, write_record
+from .record import held, own_sizes, read_record, write_record
 from .report import Report
 from .results import Results
 
@@ -52,7 +56,12 @@ class Pruning:
         self._family = family
         self._handles: list[Any] = []
         self._results = threading.local()
+        self._prompts = threading.local()
+        parts = (family.model, family.multimodal, family.generator)
+        self._callable = [module for module in dict.fromkeys(parts) if module is not None]
         _refuse_compiled(family)
+        _forget_compiled(family)
+        _refuse_borrowing(family, self.layer)
         with _attached_lock:
             if family.language_model in _attached:
                 raise UnsupportedError(
@@ -113,23 +122,32 @@ class Pruning:
         while self._handles:
             self._handles.pop().remove()
         with _attached_lock:
+            was_attached = self._family.language_model in _attached
             _attached.discard(self._family.language_model)
+        if was_attached:
+            _forget_compiled(self._family)
 
     def _register(self) -> None:
         family = self._family
         try:
-            for module in dict.fromkeys((family.model, family.multimodal)):
+            for module in self._callable:
                 self._hook_before(module, self._open)
                 self._handles.append(module.register_forward_hook(self._close, always_call=True))
             self._hook_before(family.language_model, self._enter_decoder)
             self._handles.append(family.language_model.register_forward_hook(self._leave_decoder))
             for index, layer in enumerate(family.layers):
                 self._hook_before(layer, functools.partial(self._before_layer, index))
+                if family.asks_for_slots:
+                    self._hook_before(layer, functools.partial(self._count_slots, index))
+                    self._handles.append(layer.register_forward_hook(self._count_columns, always_call=True))
                 if index >= self.layer and family.rejoins:
                     self._handles.append(layer.register_forward_hook(functools.partial(self._after_layer, index)))
             self._register_taps(family.layers[self.layer - 1])
             for kind in ("image", "video"):
                 self._mark_features(kind)
+            self._handles += family.corrections(self._short_layer)
+            if family.generator is not None:
+                self._note_prompt(family.generator)
         except BaseException:
             self.detach()
             raise
@@ -171,6 +189,29 @@ class Pruning:
         setattr(holder, name, marked)
         self._handles.append(_Attribute(holder, name))
 
+    def _note_prompt(self, generator: nn.Module) -> None:
+        """Let `generate` of a part of the model remember the prompt: its forward is given the embedded one alone."""
+        generate: Any = generator.generate
+        if "generate" in vars(generator):
+            return
+
+        @functools.wraps(generate)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            before = getattr(self._prompts, "input_ids", None)
+            self._prompts.input_ids = kwargs.get("input_ids")
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._prompts.input_ids = before
+
+        generator.generate = noting  # type: ignore[assignment]
+        self._handles.append(_Attribute(generator, "generate"))
+
+    def _short_layer(self, index: int) -> Forward | None:
+        """The running forward, if decoder layer `index` sees a shortened sequence in it."""
+        forward = self._mine()
+        return forward if forward is not None and forward.shortens(index) else None
+
     def _hook_before(self, module: nn.Module, hook: Any) -> None:
         hook = functools.partial(hook, Signature(module))
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -190,9 +231,8 @@ class Pruning:
 
     def _open(self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running = self._mine()
-        inner = module is self._family.multimodal and module is not self._family.model
-        if running is not None and inner and running.opened_by is self._family.model and not running.joined:
-            running.joined = True
+        if running is not None and self._is_inside(module, running):
+            running.joined.add(module)
             return
         # What is left of this pruning's own earlier forward was interrupted; another's goes on when this one ends.
         outer = current_forward() if running is None else running.outer
@@ -207,8 +247,16 @@ class Pruning:
         forward.outer = outer
         set_forward(forward)
 
+    def _is_inside(self, module: nn.Module, running: Forward) -> bool:
+        """Whether a call of `module` is a part of the running forward, rather than a new one."""
+        order = self._callable.index
+        return order(module) > order(running.opened_by) and module not in running.joined
+
     def _begin(self, module: nn.Module, inputs: dict[str, Any]) -> Forward:
         input_ids = inputs.get("input_ids")
+        if input_ids is None and module is self._family.generator:
+            input_ids = self._noted_prompt(inputs.get("inputs_embeds"))
+            inputs = inputs | {"input_ids": input_ids}
         if input_ids is None:
             raise UnsupportedError(
                 f"{type(module).__name__} was called without input_ids, so topv cannot see which positions hold visual "
@@ -236,12 +284,25 @@ class Pruning:
         forward.mask = mask
         return forward
 
+    def _noted_prompt(self, inputs_embeds: torch.Tensor | None) -> torch.Tensor | None:
+        """The ids (B, T) of the prompt (B, T, D) that `generate` has embedded, or None."""
+        noted: torch.Tensor | None = getattr(self._prompts, "input_ids", None)
+        if noted is None or inputs_embeds is None or noted.shape[1] != inputs_embeds.shape[1]:
+            return None
+        # Several sequences may be generated for each prompt.
+        return noted.repeat_interleave(inputs_embeds.shape[0] // noted.shape[0], dim=0)
+
     def _plan(self, input_ids: torch.Tensor, inputs: dict[str, Any], *, mask: Any, past: int) -> PrefillPlan:
         batch, length = input_ids.shape
-        placeholders = self._family.placeholders(input_ids).cpu()
+        placeholders = self._family.placeholders(input_ids, inputs).cpu()
         has_images = self._family.has_images(inputs)
         if has_images:
-            layout = self._family.layout(placeholders, inputs)
+            try:
+                layout = self._family.layout(placeholders, inputs)
+            except LayoutError as error:
+                if recall(inputs).lost:
+                    raise refuse_lost(self._family.model) from error
+                raise
         elif bool(placeholders.any()):
             raise LayoutError(
                 f"the prompt holds {int(placeholders.sum())} image placeholder tokens, but no images came with it. "
@@ -304,7 +365,7 @@ class Pruning:
         forward = self._mine()
         if forward is None:
             return None
-        short = index >= forward.layer and (forward.prunes or forward.record is not None)
+        short = forward.shortens(index)
         if not (short or forward.is_prefill):
             return None
         arguments = signature.bind(args, kwargs)
@@ -320,6 +381,20 @@ class Pruning:
             forward.outcome.lengths[index] = entries + held(forward.cache, index)
             forward.outcome.element_size = arguments["hidden_states"].element_size()
         return signature.rebuild(args, kwargs, changed) if changed else None
+
+    def _count_slots(
+        self, index: int, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        forward = self._mine()
+        if forward is not None and forward.shortens(index):
+            forward.own_sizes = own_sizes()
+            forward.own_sizes.__enter__()
+
+    def _count_columns(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        forward = self._mine()
+        if forward is not None and forward.own_sizes is not None:
+            forward.own_sizes.__exit__(None, None, None)
+            forward.own_sizes = None
 
     def _after_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         forward = self._mine()
@@ -381,7 +456,11 @@ def _scatter_output(output: Any, forward: Forward) -> Any:
     if compaction is None or plan is None:
         return output
 
+    rejoined = len(forward.family.layers) - 1 in forward.rejoined
+
     def full(state: Any) -> Any:
+        if rejoined and isinstance(state, torch.Tensor) and state.shape[1] == compaction.length:
+            state = compaction.gather(state)
         # A decoder may have gone on with the last positions alone, whose logits were asked for.
         if not isinstance(state, torch.Tensor) or state.shape[1] != compaction.index.shape[1]:
             return state
@@ -462,6 +541,28 @@ def _refuse_windows(family: Family, forward: Forward) -> None:
         )
 
 
+def _refuse_borrowing(family: Family, layer: int) -> None:
+    """A layer's choice among its keys is of no use to one that holds others.
+
+    Raises:
+        UnsupportedError: when a layer from `layer` on works with what a layer before it has chosen or holds.
+    """
+    chosen = getattr(family.text_config, "indexer_types", None) or ()
+    sources = getattr(family.text_config, "kv_source_layers", None) or ()
+    borrows = layer < len(chosen) and chosen[layer] == "shared"
+    if borrows or any(source < layer for source in sources[layer:]):
+        starts = [
+            start
+            for start in range(1, len(family.layers))
+            if (start >= len(chosen) or chosen[start] != "shared") and all(s >= start for s in sources[start:])
+        ]
+        advice = f"start at one of the layers {starts}" if starts else "the model shares them throughout"
+        raise UnsupportedError(
+            f"decoder layers from {layer} on work with keys that a layer before it has chosen among all tokens: "
+            f"{REASONS['window']}. Choose another layer: {advice}."
+        )
+
+
 def _refuse_compiled(family: Family) -> None:
     """Hooks do not reach a module that was compiled before they were added.
 
@@ -470,11 +571,26 @@ def _refuse_compiled(family: Family) -> None:
     """
     for name, module in family.model.named_modules():
         compiled = getattr(module, "_compiled_call_impl", None) is not None or "_compiled_call" in vars(module)
+        compiled = compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
         if compiled or type(module).__name__ == "OptimizedModule":
             raise UnsupportedError(
                 f"{name or type(module).__name__} is compiled, and hooks added now would be ignored without a word. "
                 "Attach topv to the model before it is compiled (generation with a static cache compiles it too)."
             )
+
+
+def _forget_compiled(family: Family) -> None:
+    """Drop what was compiled of the model as it was: compiled code does not look whether hooks came or went.
+
+    `torch.compile(model)` leaves no mark on the model, but its wrapper refers to it.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return
+    for module in dict.fromkeys((family.model, family.multimodal, family.language_model)):
+        for referrer in gc.get_referrers(module):
+            if isinstance(referrer, dict) and referrer.get("_orig_mod") is module:
+                torch._dynamo.reset()
+                return
 
 
 def attach(model: nn.Module, method: Method) -> Pruning:

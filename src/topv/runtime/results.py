@@ -73,8 +73,8 @@ class Results:
             whole[grid.sample] += grid.tokens
             short[grid.sample] += grid.tokens
         for bucket, indices in zip(plan.buckets, self._outcome.kept, strict=True):
-            for grid in bucket.grids:
-                short[grid.sample] -= bucket.tokens - indices.shape[1]
+            for group in bucket.groups:
+                short[group[0].sample] -= bucket.tokens - indices.shape[1]
         spent = unpruned = 0
         for layer in range(len(self._family.layers)):
             for before, after in zip(whole, short, strict=True):
@@ -87,27 +87,29 @@ class Results:
         """For each sample, the columns of its kept visual tokens, ascending: LongTensor on the CPU."""
         columns = self._columns_left_alone()
         for bucket, indices in zip(self.plan.buckets, self._outcome.kept, strict=True):
-            for grid, kept in zip(bucket.grids, indices.cpu(), strict=True):
-                columns[grid.sample].append(grid.columns[kept] + self._past)
+            for group, kept in zip(bucket.groups, indices.cpu(), strict=True):
+                columns[group[0].sample].append(_columns(group)[kept] + self._past)
         return [_ascending(parts) for parts in columns]
 
     def recovered_positions(self) -> list[torch.Tensor]:
         """For each sample, the kept columns that were recovered, ascending: LongTensor on the CPU."""
         columns: list[list[torch.Tensor]] = [[] for _ in range(self.plan.layout.batch)]
-        for grid, number, index in self._judged():
+        for group, number, index in self._judged():
             kept = self._outcome.kept[number][index].cpu()
             recovered = self._outcome.recovered[number][index].cpu()
-            columns[grid.sample].append(grid.columns[kept[recovered]] + self._past)
+            columns[group[0].sample].append(_columns(group)[kept[recovered]] + self._past)
         return [_ascending(parts) for parts in columns]
 
     def importance(self) -> list[torch.Tensor | None]:
         """For each sample, float32 importance of its visual tokens in prompt order, or None. Tokens of a grid that
         lost nothing, in a sample where another did, are not judged and hold NaN."""
         scored: dict[int, dict[int, torch.Tensor]] = {}
-        for grid, number, index in self._judged():
+        for group, number, index in self._judged():
             scores = self._outcome.importance[number]
             if scores is not None:
-                scored.setdefault(grid.sample, {})[grid.ordinal] = scores[index].float().cpu()
+                pieces = scores[index].float().cpu().split([grid.tokens for grid in group])
+                for grid, piece in zip(group, pieces, strict=True):
+                    scored.setdefault(grid.sample, {})[grid.ordinal] = piece
         result: list[torch.Tensor | None] = []
         for sample in range(self.plan.layout.batch):
             if sample not in scored:
@@ -121,18 +123,22 @@ class Results:
             result.append(torch.cat(parts))
         return result
 
-    def _judged(self) -> Iterator[tuple[Grid, int, int]]:
+    def _judged(self) -> Iterator[tuple[tuple[Grid, ...], int, int]]:
         for number, bucket in enumerate(self.plan.buckets):
-            for index, grid in enumerate(bucket.grids):
-                yield grid, number, index
+            for index, group in enumerate(bucket.groups):
+                yield group, number, index
 
     def _columns_left_alone(self) -> list[list[torch.Tensor]]:
-        judged = {(grid.sample, grid.ordinal) for bucket in self.plan.buckets for grid in bucket.grids}
+        judged = {(grid.sample, grid.ordinal) for group, _, _ in self._judged() for grid in group}
         columns: list[list[torch.Tensor]] = [[] for _ in range(self.plan.layout.batch)]
         for grid in self.plan.layout.grids:
             if (grid.sample, grid.ordinal) not in judged:
                 columns[grid.sample].append(grid.columns + self._past)
         return columns
+
+
+def _columns(group: tuple[Grid, ...]) -> torch.Tensor:
+    return torch.cat([grid.columns for grid in group])
 
 
 def _ascending(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -140,7 +140,7 @@ class Glm5Next(Glm4v):
             "index_topk": 16,
             "index_kpool": 4,
             "index_head_dim": 8,
-            "index_n_heads": 2,
+            "index_n_heads": 16,
         }
         kinds = ["linear_attention", "indexed_attention"]
         linear = {
@@ -292,7 +292,7 @@ class Dots3Note(PatchGridRecipe):
     def config(self) -> Any:
         from transformers import Dots3NoteConfig
 
-        sparse = {"index_topk": 16, "index_head_dim": 8, "index_n_heads": 2, "qk_rope_head_dim": 4, "head_dim": 12}
+        sparse = {"index_topk": 16, "index_head_dim": 8, "index_n_heads": 16, "qk_rope_head_dim": 4, "head_dim": 12}
         window = {
             "sliding_window": 24,
             "swa_num_attention_heads": 2,

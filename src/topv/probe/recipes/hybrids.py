@@ -240,7 +240,7 @@ class MistralLarge4(Recipe):
             "v_head_dim": 8,
             "index_topk": WINDOW,
             "index_head_dim": 16,
-            "index_n_heads": 2,
+            "index_n_heads": 16,
             "no_rope_layers": [1, 0, 1, 1, 0],
         }
         vision = PixtralVisionConfig(

@@ -121,7 +121,7 @@ class Qwen4Exp(Qwen35Moe):
     def text(self) -> dict[str, Any]:
         types = ["indexed_attention" if kind == "full_attention" else kind for kind in LINEAR]
         indexer = {
-            "indexer_n_heads": 2,
+            "indexer_n_heads": 16,
             "indexer_kv_heads": 1,
             "indexer_head_dim": 8,
             "indexer_budget": 16,

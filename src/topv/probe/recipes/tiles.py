@@ -386,6 +386,14 @@ class UnlimitedOcr(LocalViews):
         )
         return UnlimitedOcrConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
 
+    def continued(self, model: Any, length: int) -> dict[str, Any]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=model.config.get_text_config())
+        for layer in cache.layers:
+            layer.set_prefill_length(length)
+        return {"past_key_values": cache, "use_cache": True}
+
     def write(self, grid: tuple[int, int] | None) -> list[int]:
         rows, columns = grid or (0, 0)
         # A newline fills a placeholder at the end of each row of cells; the very last separates views.
