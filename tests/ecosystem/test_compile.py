@@ -84,24 +84,11 @@ def test_compiled_decode_steps_are_exact(decoded: dict[str, Steps]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="runtime/forward.py, current_forward and set_forward, and runtime/record.py, own_sizes: get and set of a "
-    "ContextVar; runtime/pruning.py, Pruning._mine: threading.get_ident; Pruning._begin and record.held: int() of a "
-    "preallocated cache's length, which is a tensor; Dynamo traces none of these. A step of one token needs only its "
-    "masks' columns, which follow from the record: a path of its own under torch.compiler.is_compiling() that gathers "
-    "by an index kept on the record, without a Forward.",
-)
 def test_no_graph_break_in_a_decode_step(decoded: dict[str, Steps]) -> None:
     assert decoded["compiled"].breaks == decoded["unpruned"].breaks
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="runtime/forward.py, Forward._shortened_mask and _gathered: keys made of id(mask) are guarded by identity, "
-    "and Forward.past is an int that grows with every step. See test_no_graph_break_in_a_decode_step.",
-)
 def test_no_recompilation_from_step_to_step(decoded: dict[str, Steps]) -> None:
     assert decoded["unpruned"].graphs[1] == decoded["unpruned"].graphs[-1]
     assert decoded["compiled"].graphs[1] == decoded["compiled"].graphs[-1]

@@ -14,7 +14,8 @@ __all__ = ["REASONS", "reason_against"]
 REASONS = {
     "encoder-decoder": "an encoder reads the image and a decoder attends to it: no visual token enters a causal one",
     "cross-attention": "the decoder looks at the image through cross-attention: no visual token enters it",
-    "no visual tokens": "no token of the prompt stands for a part of an image: none enters a causal decoder",
+    "no visual tokens": "it is no vision-language model: nothing of an image enters its decoder",
+    "hidden prefix": "its visual tokens stand in front of the prompt, in no position of input_ids",
     "not generative": "the model generates no text token by token",
     "missing package": "a package that transformers builds it with is not installed",
     "window": "its attention window cannot be expressed once tokens are gone",
@@ -37,14 +38,16 @@ def reason_against(model: nn.Module) -> str | None:
         decoder: nn.Module = find_decoder(model)
     except UnsupportedError:
         decoder = model
-    if any(_is_crossed(name) for name, _ in decoder.named_modules()):
+    if any(_is_crossed(name, type(module).__name__) for name, module in decoder.named_modules()):
         return "cross-attention"
+    if any(hasattr(module, "image_patch_tokens") for module in model.modules()):
+        return "hidden prefix"
     if any(hasattr(module, "topk_blocks") and hasattr(module, "block_size") for module in decoder.modules()):
         # Keys are chosen by blocks of the cache's slots, which say nothing of the prompt's blocks.
         return "window"
     return None
 
 
-def _is_crossed(name: str) -> bool:
-    """Whether a module's path runs through a decoder's cross-attention (a Q-Former's serves the vision side)."""
-    return "qformer" not in name and any(part in name for part in _CROSS)
+def _is_crossed(name: str, kind: str) -> bool:
+    """Whether a module is or lies in a decoder's cross-attention (a Q-Former's serves the vision side)."""
+    return "qformer" not in name and (any(part in name for part in _CROSS) or "CrossAttention" in kind)

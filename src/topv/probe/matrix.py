@@ -120,12 +120,18 @@ def load_matrix(file: Path = MATRIX_FILE) -> tuple[list[Outcome], dict[str, str]
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """How many architectures are exact, of how many that have visual tokens in a causal decoder."""
-    open_to_it = [o for o in outcomes if o.reason is None or o.reason.startswith(("window", "missing", "not probed"))]
-    exact = [o for o in open_to_it if o.exact]
+
+    def because(*reasons: str) -> list[Outcome]:
+        return [o for o in outcomes if o.reason is not None and o.reason.startswith(reasons)]
+
+    missing = because("missing package")
+    concerned = [o for o in outcomes if o.reason is None] + because("window", "hidden prefix", "not probed")
+    exact = [o for o in concerned if o.exact]
+    others = len(outcomes) - len(concerned) - len(missing)
     return (
-        f"{len(exact)} of the {len(open_to_it)} architectures whose visual tokens enter a causal decoder are exact in "
-        f"forward and generation ({len(exact) / max(1, len(open_to_it)):.0%}); {len(outcomes) - len(open_to_it)} other "
-        "ones have nothing to prune there."
+        f"{len(exact)} of the {len(concerned)} architectures that can be built here and whose visual tokens enter a "
+        f"causal decoder are exact in forward and generation ({len(exact) / max(1, len(concerned)):.0%}). "
+        f"{len(missing)} more need a package that is not installed, {others} have nothing to prune there."
     )
 
 

@@ -27,6 +27,7 @@ from .plan import PrefillPlan, build_plan
 from .record import held, own_sizes, read_record, write_record
 from .report import Report
 from .results import Results
+from .traced import can_trace, is_traced_step, short_step
 
 __all__ = ["Pruning", "attach", "prune"]
 
@@ -56,6 +57,7 @@ class Pruning:
         self._family = family
         self._handles: list[Any] = []
         self._results = threading.local()
+        self._can_trace = can_trace(family)
         self._prompts = threading.local()
         parts = (family.model, family.multimodal, family.generator)
         self._callable = [module for module in dict.fromkeys(parts) if module is not None]
@@ -132,9 +134,11 @@ class Pruning:
         try:
             for module in self._callable:
                 self._hook_before(module, self._open)
-                self._handles.append(module.register_forward_hook(self._close, always_call=True))
+                close = functools.partial(self._close, Signature(module))
+                self._handles.append(module.register_forward_hook(close, with_kwargs=True, always_call=True))
             self._hook_before(family.language_model, self._enter_decoder)
-            self._handles.append(family.language_model.register_forward_hook(self._leave_decoder))
+            leave = functools.partial(self._leave_decoder, Signature(family.language_model))
+            self._handles.append(family.language_model.register_forward_hook(leave, with_kwargs=True))
             for index, layer in enumerate(family.layers):
                 self._hook_before(layer, functools.partial(self._before_layer, index))
                 if family.asks_for_slots:
@@ -230,6 +234,8 @@ class Pruning:
         return forward if same_thread and forward is not None and forward.owner is self else None
 
     def _open(self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._can_trace and is_traced_step(signature.bind(args, kwargs).get("input_ids")):
+            return
         running = self._mine()
         if running is not None and self._is_inside(module, running):
             running.joined.add(module)
@@ -318,7 +324,11 @@ class Pruning:
             labels=None if labels is None else labels.cpu(),
         )
 
-    def _close(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _close(
+        self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if self._can_trace and is_traced_step(signature.bind(args, kwargs).get("input_ids")):
+            return
         forward = self._mine()
         if forward is not None and forward.opened_by is module:
             set_forward(forward.outer)
@@ -326,6 +336,8 @@ class Pruning:
     def _enter_decoder(
         self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if self._can_trace and is_traced_step(signature.bind(args, kwargs).get("inputs_embeds")):
+            return
         forward = self._mine()
         if forward is None or forward.in_decoder:
             raise UnsupportedError(
@@ -362,6 +374,9 @@ class Pruning:
     def _before_layer(
         self, index: int, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
+            changed = short_step(signature.bind(args, kwargs), index)
+            return signature.rebuild(args, kwargs, changed) if changed else None
         forward = self._mine()
         if forward is None:
             return None
@@ -397,22 +412,30 @@ class Pruning:
             forward.own_sizes = None
 
     def _after_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self._can_trace and is_traced_step(output[0] if isinstance(output, tuple) else output):
+            return None
         forward = self._mine()
         return forward.rejoin(output) if forward is not None and index in forward.rejoined else None
 
     def _tap_input(
         self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
+            return
         forward = self._mine()
         if forward is not None and forward.prunes:
             forward.read_target(args[0] if args else kwargs["hidden_states"])
 
     def _tap_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._can_trace and is_traced_step(output[0] if isinstance(output, tuple) else output):
+            return
         forward = self._mine()
         if forward is not None and forward.prunes:
             forward.read_target(output[0] if isinstance(output, tuple) else output)
 
     def _tap_keys(self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
+            return None
         forward = self._mine()
         if forward is None or not forward.prunes:
             return None
@@ -422,11 +445,17 @@ class Pruning:
     def _tap_attention(
         self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
+        if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
+            return
         forward = self._mine()
         if forward is not None and forward.prunes:
             forward.read_attention(module, signature.bind(args, kwargs))
 
-    def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _leave_decoder(
+        self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if self._can_trace and is_traced_step(signature.bind(args, kwargs).get("inputs_embeds")):
+            return None
         forward = self._mine()
         if forward is None:
             return None

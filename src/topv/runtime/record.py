@@ -14,7 +14,7 @@ import torch
 
 from ..errors import CacheError
 
-__all__ = ["CacheRecord", "held", "mask_sizes", "own_sizes", "read_record", "write_record"]
+__all__ = ["CacheRecord", "held", "mask_sizes", "own_sizes", "read_record", "record_of", "write_record"]
 
 _ATTRIBUTE = "_topv_record"
 _own_sizes: ContextVar[bool] = ContextVar("topv_own_sizes", default=False)
@@ -114,6 +114,12 @@ def read_record(cache: Any, *, length: int, batch: int) -> CacheRecord | None:
             f"layer {record.layer} of the cache holds {short} entries where {length - record.dropped} were "
             f"expected ({length} columns less {record.dropped} pruned). It was changed outside of topv."
         )
+    return record
+
+
+def record_of(cache: Any) -> CacheRecord | None:
+    """The record on `cache` as it was written, or None."""
+    record: CacheRecord | None = getattr(cache, _ATTRIBUTE, None)
     return record
 
 

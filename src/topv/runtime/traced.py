@@ -1,0 +1,48 @@
+"""One step of decoding while a compiler traces it: nothing here leaves the graph or depends on the step's number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..models import Family
+from .masks import KeySlots, shorten_mask
+from .record import CacheRecord, record_of
+
+__all__ = ["can_trace", "is_traced_step", "short_step"]
+
+
+def can_trace(family: Family) -> bool:
+    """Whether a decoder's steps need no more than shorter masks, so that they can be traced in one graph."""
+    plain = type(family).corrections is Family.corrections and not family.asks_for_slots and family.generator is None
+    return plain and not (family.mixed or family.lends_keys)
+
+
+def is_traced_step(states: Any) -> bool:
+    """Whether a compiler traces a forward of one token, given its ids or states (B, T, ...)."""
+    return torch.compiler.is_compiling() and isinstance(states, torch.Tensor) and states.shape[1] == 1
+
+
+def short_step(arguments: dict[str, Any], layer: int) -> dict[str, Any]:
+    """What changes in the arguments of a decoder layer that takes one more token on a pruned cache.
+
+    Args:
+        arguments: the layer's arguments by name.
+        layer: the layer's index.
+    """
+    cache: Any = arguments.get("past_key_values")
+    record: CacheRecord | None = record_of(cache)
+    if record is None or layer < record.layer:
+        return {}
+    mask = arguments.get("attention_mask")
+    if mask is None and not record.ragged:
+        return {}
+    held = cache.layers[layer]
+    keys = held.keys.shape[-2] + (0 if held.is_compileable else 1)
+    batch = arguments["hidden_states"].shape[0]
+    columns, valid = record.expand(batch).columns(keys)
+    if mask is None:
+        return {"attention_mask": valid[:, None, None, :]}
+    slots = KeySlots(columns.to(mask.device), valid.to(mask.device), 0)
+    return {"attention_mask": shorten_mask(mask, slots, None)}
