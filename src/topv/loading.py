@@ -26,6 +26,9 @@ MAX_ASPECT = 200
 BUNDLED = "mini"
 """The name of the model that is part of the package."""
 
+TILED = "tiled"
+"""The name of its sibling, which sees tiles and a thumbnail."""
+
 _DTYPES = ("float32", "float16", "bfloat16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Formats whose decoders neither start other programs nor fetch anything.
@@ -125,7 +128,8 @@ def load_model(
     """Load a vision-language model and its processor, from safetensors only and without running remote code.
 
     Args:
-        name_or_path: "mini" for the bundled model, the directory of a saved model, or "owner/name" on the hub.
+        name_or_path: "mini" for the bundled model, "tiled" for its tiled sibling, the directory of a saved model, or
+            "owner/name" on the hub.
         dtype: "auto" (bfloat16 on CUDA, float32 on a CPU, where bfloat16 is often hundreds of times slower),
             "float32", "float16", "bfloat16", or a torch dtype.
         device: "auto" (CUDA where there is one, else the CPU), or a torch device such as "cpu" or "cuda:1".
@@ -139,11 +143,11 @@ def load_model(
     where = _device(device)
     kind = _dtype(dtype, where)
     name = str(name_or_path)
-    if name == BUNDLED:
+    if name in (BUNDLED, TILED):
         from .mini import load_mini
 
         try:
-            model, processor = load_mini()
+            model, processor = load_mini(tiled=name == TILED)
         except FileNotFoundError as error:
             raise InputError(str(error)) from error
         return model.to(device=where, dtype=kind).eval(), processor
@@ -191,8 +195,8 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 def _unknown_model(name: str) -> InputError:
     return InputError(
-        f"{unknown_name('model', name, {BUNDLED, *_cached()})} Or pass the directory of a saved model, or the id "
-        "'owner/name' of a model on the hub."
+        f"{unknown_name('model', name, {BUNDLED, TILED, *_cached()})} Or pass the directory of a saved model, or the "
+        "id 'owner/name' of a model on the hub."
     )
 
 
@@ -227,7 +231,8 @@ def _only_in_cache(name: str) -> bool:
             return True
         raise InputError(
             f"model {name!r} is neither a directory nor in this machine's cache, and the hub cannot be reached "
-            f"({_first_line(error)}). In the cache: {', '.join(sorted(_cached())) or 'nothing'}. Bundled: {BUNDLED}."
+            f"({_first_line(error)}). In the cache: {', '.join(sorted(_cached())) or 'nothing'}. Bundled: {BUNDLED}, "
+            f"{TILED}."
         ) from error
     if not any(file.endswith(".safetensors") for file in files):
         raise InputError(

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     specs = parse_methods(args.methods, keep=args.keep, layer=args.layer)
     subjects = _subjects(args)
     quiet_transformers()
-    from ..loading import BUNDLED, load_model
+    from ..loading import BUNDLED, TILED, load_model
     from .case import TimingPlan
 
     with progress(f"Loading {args.model}"):
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         specs,
         plan,
         max_new_tokens=args.max_new_tokens,
-        check_answers=args.model == BUNDLED,
+        check_answers=args.model in (BUNDLED, TILED),
     )
     comparison = _comparison(args, model, cases, plan)
     _write(args, comparison)

@@ -55,7 +55,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) 
         "--model",
         default="mini",
         metavar="NAME",
-        help='"mini" (bundled, the default), the directory of a saved model, or a hub id "owner/name"; '
+        help='"mini" (bundled, the default), "tiled" (its sibling on tiles), the directory of a saved model, or a hub '
+        'id "owner/name"; '
         "safetensors only, and no code from the hub is run",
     )
     group.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1")
