@@ -160,6 +160,12 @@ FIXED = {
         {"size": {"height": 24, "width": 24}, "min_size": 4},
         lambda size: square(size, max(size)),
     ),
+    "janus": (
+        "janus",
+        "JanusImageProcessorPil",
+        {"size": {"height": 24, "width": 24}, "min_size": 4},
+        lambda size: square(size, max(size)),
+    ),
     "mistral3": (
         "mistral3",
         "PixtralImageProcessorPil",

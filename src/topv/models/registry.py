@@ -38,6 +38,7 @@ FAMILIES: dict[str, str] = {
     "instructblip": "topv.models.qformer:QFormer",
     "instructblipvideo": "topv.models.qformer:QFormer",
     "internvl": "topv.models.internvl:InternVl",
+    "janus": "topv.models.squares:Squares",
     "kimi_k25": "topv.models.patch_grids:ChunkedVideos",
     "kosmos-2": "topv.models.kosmos:Kosmos2",
     "kosmos-2.5": "topv.models.kosmos:Kosmos25",

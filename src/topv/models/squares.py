@@ -1,4 +1,4 @@
-"""PaliGemma, DeepSeek-VL and Video-LLaVA: images are scaled to one size, so each fills one square grid."""
+"""PaliGemma, DeepSeek-VL, Janus and Video-LLaVA: images are scaled to one size, so each fills one square grid."""
 
 from __future__ import annotations
 
