@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from topv.mini import MINI_PATH, load_mini
+from topv.mini import MINI_PATH, TILED_PATH, load_mini
 from topv.mini.geometry import SHIPPED
 from topv.mini.questions import TASKS
 from topv.mini.scenes import scenes
@@ -39,8 +39,9 @@ def test_load_without_network(no_network):
     assert model.config.text_config.num_hidden_layers == 12
 
 
-def test_weights_fit_the_package():
-    sizes = [file.stat().st_size for file in MINI_PATH.iterdir()]
+@pytest.mark.parametrize("folder", [MINI_PATH, TILED_PATH])
+def test_weights_fit_the_package(folder):
+    sizes = [file.stat().st_size for file in folder.iterdir()]
     assert max(sizes) <= 15_000_000
     assert sum(sizes) <= 32_000_000
 

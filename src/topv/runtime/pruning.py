@@ -35,6 +35,12 @@ _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _attached_lock = threading.Lock()
 
 
+_BREAK = (
+    "topv reads on the host, from the prompt, how many tokens of a prefill stay, so a prefill cannot be one graph. "
+    "Compile without fullgraph=True, or compile the decoding steps alone: they are."
+)
+
+
 class _Attribute:
     """An attribute set on a module, which goes as hooks go."""
 
@@ -236,6 +242,9 @@ class Pruning:
     def _open(self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._can_trace and is_traced_step(signature.bind(args, kwargs).get("input_ids")):
             return
+        if torch.compiler.is_compiling():
+            # A compiler told to accept no break shows this as its reason.
+            torch._dynamo.graph_break(msg=_BREAK)
         running = self._mine()
         if running is not None and self._is_inside(module, running):
             running.joined.add(module)
