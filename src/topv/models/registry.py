@@ -56,6 +56,7 @@ FAMILIES: dict[str, str] = {
     "molmo2": "topv.models.molmo2:Molmo2",
     "paddleocr_vl": "topv.models.patch_grids:PatchGrids",
     "paligemma": "topv.models.squares:Squares",
+    "phi4_multimodal": "topv.models.phi4_multimodal:Phi4Multimodal",
     "qianfan_ocr": "topv.models.internvl:InternVl",
     "qwen2_5_omni_thinker": "topv.models.patch_grids:PatchGrids",
     "qwen2_5_vl": "topv.models.patch_grids:PatchGrids",
