@@ -33,6 +33,7 @@ __all__ = ["Pruning", "attach", "prune"]
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _attached_lock = threading.Lock()
+_looked_for_wrappers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 _BREAK = (
@@ -620,15 +621,19 @@ def _refuse_compiled(family: Family) -> None:
 def _forget_compiled(family: Family) -> None:
     """Drop what was compiled of the model as it was: compiled code does not look whether hooks came or went.
 
-    `torch.compile(model)` leaves no mark on the model, but its wrapper refers to it.
+    `torch.compile(model)` leaves no mark on the model, but its wrapper refers to it. Looking for one takes a while, so
+    it is done again only when something was compiled since.
     """
-    if "torch._dynamo" not in sys.modules:
+    convert_frame = sys.modules.get("torch._dynamo.convert_frame")
+    compiled = getattr(convert_frame, "FRAME_COUNTER", 0)
+    if not compiled or _looked_for_wrappers.get(family.language_model) == compiled:
         return
-    for module in dict.fromkeys((family.model, family.multimodal, family.language_model)):
-        for referrer in gc.get_referrers(module):
-            if isinstance(referrer, dict) and referrer.get("_orig_mod") is module:
-                torch._dynamo.reset()
-                return
+    modules = list(dict.fromkeys((family.model, family.multimodal, family.language_model)))
+    for referrer in gc.get_referrers(*modules):
+        if isinstance(referrer, dict) and any(referrer.get("_orig_mod") is module for module in modules):
+            torch._dynamo.reset()
+            return
+    _looked_for_wrappers[family.language_model] = compiled
 
 
 def attach(model: nn.Module, method: Method) -> Pruning:
