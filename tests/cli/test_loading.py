@@ -120,8 +120,9 @@ def test_the_bundled_model_by_name(monkeypatch):
     import topv.mini
 
     module = torch.nn.Linear(1, 1)
-    monkeypatch.setattr(topv.mini, "load_mini", lambda: (module, "processor"))
-    assert load_model("mini", dtype="float16", device="cpu") == (module, "processor")
+    monkeypatch.setattr(topv.mini, "load_mini", lambda tiled: (module, "tiled" if tiled else "whole"))
+    assert load_model("mini", dtype="float16", device="cpu") == (module, "whole")
+    assert load_model("tiled", dtype="float16", device="cpu") == (module, "tiled")
     assert module.weight.dtype == torch.float16
     assert not module.training
 
@@ -129,7 +130,7 @@ def test_the_bundled_model_by_name(monkeypatch):
 def test_an_installation_without_the_bundled_model(monkeypatch):
     import topv.mini
 
-    def missing():
+    def missing(tiled):
         raise FileNotFoundError("no weights; reinstall")
 
     monkeypatch.setattr(topv.mini, "load_mini", missing)

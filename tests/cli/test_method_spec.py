@@ -65,7 +65,7 @@ def test_settings_of_a_spec():
     none, vtw, fastv = parse_methods(["none,vtw,fastv"])
     assert none.settings is None
     assert vtw.settings == {"layer": None}
-    assert fastv.settings == {"keep": 0.5, "layer": 2, "attention": "row"}
+    assert fastv.settings == {"keep": 0.5, "layer": 2, "budget": "grid", "attention": "row"}
 
 
 @pytest.mark.parametrize(

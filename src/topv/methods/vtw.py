@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -25,6 +25,7 @@ class VTW(Method):
 
     keep: float | int = field(default=1.0, init=False, repr=False)
     layer: int | None = None
+    budget: Literal["grid", "image", "sample"] = field(default="grid", init=False, repr=False)
     has_importance: ClassVar[bool] = False
 
     def count(self, tokens: int) -> int:
