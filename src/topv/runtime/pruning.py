@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import sys
 import threading
 import weakref
@@ -33,7 +32,6 @@ __all__ = ["Pruning", "attach", "prune"]
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _attached_lock = threading.Lock()
-_looked_for_wrappers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 _BREAK = (
@@ -621,19 +619,23 @@ def _refuse_compiled(family: Family) -> None:
 def _forget_compiled(family: Family) -> None:
     """Drop what was compiled of the model as it was: compiled code does not look whether hooks came or went.
 
-    `torch.compile(model)` leaves no mark on the model, but its wrapper refers to it. Looking for one takes a while, so
-    it is done again only when something was compiled since.
+    `torch.compile(model)` leaves no mark on the model; what it compiled is kept with the code of its forwards.
     """
-    convert_frame = sys.modules.get("torch._dynamo.convert_frame")
-    compiled = getattr(convert_frame, "FRAME_COUNTER", 0)
-    if not compiled or _looked_for_wrappers.get(family.language_model) == compiled:
+    if "torch._dynamo.convert_frame" not in sys.modules:
         return
-    modules = list(dict.fromkeys((family.model, family.multimodal, family.language_model)))
-    for referrer in gc.get_referrers(*modules):
-        if isinstance(referrer, dict) and any(referrer.get("_orig_mod") is module for module in modules):
-            torch._dynamo.reset()
-            return
-    _looked_for_wrappers[family.language_model] = compiled
+    if any(_has_compiled_code(module) for module in (family.model, family.multimodal, family.language_model)):
+        torch._dynamo.reset()
+
+
+def _has_compiled_code(module: nn.Module) -> bool:
+    """Whether a compiler keeps code for the forward of `module`'s class, or of what decorates it."""
+    entries = torch._C._dynamo.eval_frame._debug_get_cache_entry_list
+    function: Any = type(module).forward
+    while function is not None:
+        if hasattr(function, "__code__") and entries(function.__code__):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 def attach(model: nn.Module, method: Method) -> Pruning:
