@@ -9,23 +9,13 @@ import torch
 
 from ..recipe import VOCABULARY, Pictures, Recipe
 from .packed import AUDIO, BOS_IMAGE, BREAK, EOS_IMAGE, IMAGE, VIDEO, GridRecipe
+from .parts import LLAMA
 
 __all__ = ["RECIPES"]
 
 WINDOW = 24
 
-TEXT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
+TEXT = LLAMA
 VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 32,

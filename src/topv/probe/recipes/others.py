@@ -9,21 +9,11 @@ import torch
 
 from ..recipe import FIRST_TEXT_TOKEN, VOCABULARY, FixedGridRecipe, Pictures, Recipe
 from .packed import BOS_IMAGE, BREAK, EOS_IMAGE, IMAGE, SECOND, VIDEO, NestedRecipe
+from .parts import LLAMA
 
 __all__ = ["RECIPES"]
 
-TEXT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
+TEXT = LLAMA
 VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 32,

@@ -21,6 +21,7 @@ from .packed import (
     PatchedRecipe,
     token_types,
 )
+from .parts import LLAMA
 
 __all__ = ["RECIPES"]
 
@@ -30,19 +31,7 @@ WINDOW = 24
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 """Both kinds of layer before and after the second one."""
 
-TEXT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
+TEXT: dict[str, Any] = LLAMA | {"head_dim": 8}
 SLIDING_TEXT: dict[str, Any] = TEXT | {"sliding_window": WINDOW, "layer_types": SLIDING}
 
 
