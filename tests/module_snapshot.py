@@ -15,5 +15,10 @@ def snapshot(model: torch.nn.Module) -> dict[str, Any]:
             list(getattr(module, kind))
             for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_always_called")
         ]
-        state[name] = (type(module), sorted(module.__dict__), hooks, id(module.forward.__func__))
+        state[name] = (
+            type(module),
+            sorted(module.__dict__),
+            hooks,
+            id(getattr(module.forward, "__func__", module.forward)),
+        )
     return state

@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import UnsupportedError
 from .masks import visible
+from .record import mask_sizes
 
-__all__ = ["KeyTap", "attention_to_tokens"]
+__all__ = ["KeyTap", "attention_to_tokens", "run_eagerly"]
 
 
 class KeyTap:
@@ -25,19 +26,19 @@ class KeyTap:
     """
 
     def __init__(self, cache: Any) -> None:
-        self._cache = cache
+        self.cache = cache
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Store new states as the cache would, and return all states of the layer."""
-        if self._cache is not None:
-            keys, values = self._cache.update(keys, values, layer_idx, *args, **kwargs)
+        if self.cache is not None:
+            keys, values = self.cache.update(keys, values, layer_idx, *args, **kwargs)
         self.keys, self.values = keys, values
         return keys, values
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
+        return getattr(self.cache, name)
 
 
 class _Replay:
@@ -127,18 +128,61 @@ def attention_to_tokens(
     before = torch.zeros_like(last) if whole_map else last
     call["past_key_values"] = _Replay(tap.keys, tap.values, before + past)
     call["attention_mask"] = _additive_mask(hidden, mask, queries, past=past, width=width)
-    accepted = inspect.signature(attention.forward).parameters
+    _, weights = _call_eagerly(attention, call)
+    return _row_mean(attention, weights, rows if whole_map else torch.zeros_like(rows))
+
+
+def run_eagerly(
+    attention: nn.Module,
+    arguments: dict[str, Any],
+    *,
+    last: torch.Tensor,
+    past: int,
+    mask: torch.Tensor | None,
+) -> tuple[Any, torch.Tensor]:
+    """Run an attention module with its whole map computed, instead of on its fast path.
+
+    Args:
+        attention: the attention module.
+        arguments: what it was called with.
+        last: LongTensor (B,), the column of each sample's last real token.
+        past: columns that were in the KV cache before.
+        mask: the forward's attention mask: None, (B, keys) or (B, 1, queries, keys).
+
+    Returns:
+        What the module returns, and float32 (B, keys): how much each sample's last real token attends to every key,
+        mean over heads.
+
+    Raises:
+        UnsupportedError: when the module keeps its weights to itself.
+    """
+    hidden, cache = arguments["hidden_states"], arguments.get("past_key_values")
+    batch, length = hidden.shape[:2]
+    width, _ = mask_sizes(cache, length, getattr(attention, "layer_idx", 0))
+    queries = torch.arange(length, device=hidden.device).expand(batch, -1)
+    call = {**arguments, "attention_mask": _additive_mask(hidden, mask, queries, past=past, width=width)}
+    output, weights = _call_eagerly(attention, call)
+    return output, _row_mean(attention, weights, last.to(hidden.device, non_blocking=True))
+
+
+def _call_eagerly(attention: nn.Module, call: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+    accepted = inspect.signature(type(attention).forward).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         call = {name: value for name, value in call.items() if name in accepted}
-    outputs = _eager_twin(attention)(**call)
-    weights = outputs[1] if isinstance(outputs, tuple) and len(outputs) > 1 else None
+    output = _eager_twin(attention)(**call)
+    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
     if weights is None:
         raise UnsupportedError(
             f"{type(attention).__name__} returns no attention weights in eager mode, so FastV has nothing to rank by. "
             "Use a method that needs none, such as TopV."
         )
-    mean = _over_all_heads(attention, weights.float().mean(1))
-    return mean[torch.arange(batch, device=mean.device), rows] if whole_map else mean[:, 0]
+    return output, weights
+
+
+def _row_mean(attention: nn.Module, weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Row `rows[b]` of each sample's (B, H, Q, K) weights, mean over heads: float32 (B, K)."""
+    own = weights[torch.arange(len(rows), device=weights.device), :, rows]
+    return _over_all_heads(attention, own.float().mean(1))
 
 
 def _over_all_heads(attention: nn.Module, mean: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,16 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import EvidenceError
-from ..layout import coordinates
-from ..methods import Evidence, Method
+from ..methods import Method
 from ..models import Family
 from ..selection import select
-from .attention_row import KeyTap, attention_to_tokens
 from .compaction import Compaction, compact, gather_arguments
-from .masks import KeySlots, causal_mask, shorten_mask
-from .plan import Bucket, PrefillPlan, Section
-from .record import CacheRecord, mask_sizes
+from .evidence import EvidenceReader, FiniteCheck
+from .plan import PrefillPlan
+from .record import CacheRecord
+from .short_masks import ShortMasks
 
 __all__ = ["Forward", "Outcome", "current_forward", "set_forward"]
 
@@ -113,17 +110,12 @@ class Forward:
         self.cache: Any = None
         self.record: CacheRecord | None = None
         self.compaction: Compaction | None = None
-        self._flat: dict[torch.device, list[torch.Tensor]] = {}
-        self._source: list[torch.Tensor] | None = None
-        self._target: list[torch.Tensor] | None = None
-        self._attention: torch.Tensor | None = None
-        self._key_tap: KeyTap | None = None
-        self._finite: list[tuple[torch.Tensor, Any]] = []
+        self._evidence = EvidenceReader(plan, method, past) if plan is not None and plan.buckets else None
+        self.finite = FiniteCheck(layer)
+        self.masks = ShortMasks(self)
         self.rejoined: frozenset[int] = frozenset()
         self._arguments: dict[int, tuple[Any, Any]] = {}
         self._key_positions: dict[int, tuple[Any, Any]] = {}
-        self._lent: dict[int, tuple[int, int]] = {}
-        self._masks: dict[tuple[int, int, int], tuple[Any, Any]] = {}
 
     @property
     def prunes(self) -> bool:
@@ -134,59 +126,22 @@ class Forward:
         """Whether decoder layer `layer` sees a shortened sequence."""
         return layer >= self.layer and (self.prunes or self.record is not None)
 
-    # ---- evidence -------------------------------------------------------------------------------------------
+    # ---- selection ------------------------------------------------------------------------------------------
+
+    @property
+    def evidence(self) -> EvidenceReader:
+        """What is read of this forward's visual tokens.
+
+        Raises:
+            RuntimeError: when it prunes nothing.
+        """
+        if self._evidence is None:
+            raise RuntimeError("this forward prunes nothing, so it reads no evidence.")
+        return self._evidence
 
     def wants(self, evidence: str) -> bool:
         """Whether the method asked for `evidence` and this forward has something to prune."""
         return self.prunes and evidence in self.method.needs
-
-    @torch.no_grad()
-    def read_source(self, hidden_states: torch.Tensor) -> None:
-        """Take the visual tokens that enter layer `layer - 1` from (B, T, D)."""
-        self._source = self._visual(hidden_states)
-
-    @torch.no_grad()
-    def read_target(self, hidden_states: torch.Tensor) -> None:
-        """Take the visual tokens at the method's target position from (B, T, D)."""
-        self._target = self._visual(hidden_states)
-
-    def tap_keys(self, cache: Any) -> KeyTap:
-        """A stand-in for `cache` that remembers the keys of layer `layer - 1`."""
-        self._key_tap = KeyTap(cache)
-        return self._key_tap
-
-    @torch.no_grad()
-    def read_attention(self, attention: nn.Module, arguments: dict[str, Any]) -> None:
-        """Take the last prompt token's attention in layer `layer - 1`, which has just run with `arguments`."""
-        if self.plan is None or self._key_tap is None:
-            return
-        last = torch.where(self.plan.real, torch.arange(self.length, device="cpu"), -1).amax(1)
-        own = arguments.get("attention_mask")
-        self._attention = attention_to_tokens(
-            attention,
-            arguments,
-            self._key_tap,
-            last=last,
-            past=self.past,
-            mask=own if isinstance(own, torch.Tensor) and own.ndim == 4 else self.mask,
-            whole_map="attention_map" in self.method.needs,
-        )
-        self._key_tap = None
-
-    def _visual(self, hidden_states: torch.Tensor) -> list[torch.Tensor]:
-        tokens = hidden_states.reshape(self.batch * self.length, -1)
-        return [
-            tokens.index_select(0, flat.flatten()).view(*flat.shape, -1)
-            for flat in self._flat_columns(hidden_states.device)
-        ]
-
-    def _flat_columns(self, device: torch.device) -> list[torch.Tensor]:
-        if device not in self._flat:
-            buckets = self.plan.buckets if self.plan is not None else ()
-            self._flat[device] = [bucket.flat.to(device, non_blocking=True) for bucket in buckets]
-        return self._flat[device]
-
-    # ---- selection ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def choose(self, hidden_states: torch.Tensor) -> None:
@@ -194,16 +149,16 @@ class Forward:
         plan = self.plan
         if plan is None:
             return
-        self._check_finite(hidden_states)
         device = hidden_states.device
+        self.finite.look(self.evidence.visual(hidden_states, copy=False))
         kept = []
-        for number, (bucket, flat) in enumerate(zip(plan.buckets, self._flat_columns(device), strict=True)):
+        for number, (bucket, flat) in enumerate(zip(plan.buckets, self.evidence.flat_columns(device), strict=True)):
             if bucket.count == 0:
                 self.outcome.importance.append(None)
                 self.outcome.kept.append(flat.new_empty(len(bucket.groups), 0))
                 self.outcome.recovered.append(flat.new_empty(len(bucket.groups), 0, dtype=torch.bool))
                 continue
-            scores = self._scores(number, bucket, device)
+            scores = self.evidence.scores(number, device)
             self.outcome.importance.append(scores if self.method.has_importance else None)
             if bucket.protected is not None:
                 scores = scores.masked_fill(bucket.protected.to(device, non_blocking=True), float("inf"))
@@ -212,68 +167,8 @@ class Forward:
             self.outcome.kept.append(selection.indices)
             self.outcome.recovered.append(selection.recovered)
             kept.append(flat.gather(1, selection.indices))
-        self._source = self._target = self._attention = None
+        self.evidence.release()
         self.compaction = compact(plan, kept, device)
-
-    def _scores(self, number: int, bucket: Bucket, device: torch.device) -> torch.Tensor:
-        """The scores of a bucket's tokens: float32 (G, N), one solve for all its grids of a shape."""
-        pieces: dict[int, torch.Tensor] = {}
-        for section in bucket.sections:
-            evidence = self._evidence(number, section, device)
-            scores = self.method.score(evidence, min(bucket.count, section.tokens))
-            _check_scores(scores, (len(section.grids), section.tokens), self.method)
-            pieces.update(zip(section.starts, scores.chunk(len(section.starts)), strict=True))
-        return torch.cat([pieces[start] for start in sorted(pieces)], dim=1)
-
-    def _evidence(self, number: int, section: Section, device: torch.device) -> Evidence:
-        def cut(whole: list[torch.Tensor] | None) -> torch.Tensor | None:
-            if whole is None:
-                return None
-            states = whole[number].to(device)
-            return torch.cat([states[:, start : start + section.tokens] for start in section.starts])
-
-        attention = None
-        if self._attention is not None:
-            samples = torch.tensor([grid.sample for grid in section.grids], device="cpu").unsqueeze(1)
-            columns = torch.stack([grid.columns for grid in section.grids]) + self.past
-            attention = self._attention.to(device)[
-                samples.to(device, non_blocking=True), columns.to(device, non_blocking=True)
-            ]
-        source, target = cut(self._source), cut(self._target)
-        if source is not None and target is not None and source.shape[-1] > target.shape[-1]:
-            # Several residual streams side by side: what a layer reads is a mixture of them.
-            source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
-        shape = section.grids[0].rows_and_columns
-        return Evidence(
-            rows_and_columns=shape,
-            coordinates=coordinates(shape).to(device, non_blocking=True),
-            images=tuple(grid.ordinal for grid in section.grids),
-            source=source,
-            target=target,
-            attention=attention,
-        )
-
-    def _check_finite(self, hidden_states: torch.Tensor) -> None:
-        flags = [tokens.isfinite().all() for tokens in self._visual(hidden_states)]
-        finite = torch.stack(flags).all()
-        if not finite.is_cuda:
-            _raise_unless_finite(bool(finite), self.layer)
-            return
-        # The copy is read when the forward ends, by when it has long arrived: no layer waits for it.
-        copied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(finite.device))
-        self._finite.append((copied, event))
-
-    def finish_checks(self) -> None:
-        """Raise what a check on the device has found meanwhile.
-
-        Raises:
-            EvidenceError: when a visual token held NaN or infinity.
-        """
-        for copied, event in self._finite:
-            event.synchronize()
-            _raise_unless_finite(bool(copied), self.layer)
 
     # ---- short layers ---------------------------------------------------------------------------------------
 
@@ -308,11 +203,11 @@ class Forward:
         lender = self.family.key_layer(layer)
         borrows = lender != layer
         if not borrows and self.family.lends_keys:
-            self._lent[layer] = mask_sizes(self.cache, hidden.shape[1], layer)
+            self.masks.note_lender(hidden, layer)
         if mask is not None or self._hides or self._ragged or borrows:
-            changed["attention_mask"] = self._shortened_mask(mask, hidden, layer)
+            changed["attention_mask"] = self.masks.attention(mask, hidden, layer)
         if _OWN_MASK in arguments:
-            changed[_OWN_MASK] = self._known_mask(arguments[_OWN_MASK], (0, 0), hidden, self._recurrent_mask)
+            changed[_OWN_MASK] = self.masks.recurrent(arguments[_OWN_MASK], hidden)
         return {name: value for name, value in changed.items() if value is not arguments.get(name)}
 
     @property
@@ -365,7 +260,7 @@ class Forward:
                 continue
             known = self._key_positions.get(id(value))
             if known is None:
-                columns, _ = self._columns(ends - (self.record.dropped if self.record else 0) - self.removed, None)
+                columns, _ = self.masks.columns(ends - (self.record.dropped if self.record else 0) - self.removed, None)
                 keys = Compaction(columns, None, ends)
                 known = self._key_positions[id(value)] = (value, gather_arguments(value, keys, self.batch))
             changed[name] = known[1]
@@ -379,110 +274,6 @@ class Forward:
     def _hides(self) -> bool:
         """Whether this forward leaves slots in its short layers that no query may see."""
         return self.compaction is not None and self.compaction.valid is not None
-
-    def _shortened_mask(self, mask: Any, hidden_states: torch.Tensor, layer: int) -> Any:
-        recurrent = self.family.masks_itself(layer)
-        lender = self.family.key_layer(layer)
-        sizes = (0, 0) if recurrent else (-1, lender)
-        if lender == layer and not recurrent:
-            sizes = mask_sizes(self.cache, hidden_states.shape[1], layer)
-
-        def make(mask: Any) -> Any:
-            if recurrent:
-                return self._recurrent_mask(mask)
-            if lender != layer:
-                return self._borrowed_keys_mask(mask, hidden_states, lender)
-            return self._attention_mask(mask, hidden_states, layer, sizes)
-
-        return self._known_mask(mask, sizes, hidden_states, make)
-
-    def _known_mask(
-        self, mask: Any, sizes: tuple[int, int], hidden_states: torch.Tensor, make: Callable[[Any], Any]
-    ) -> Any:
-        """What `make` makes of `mask`, for layers of given key sizes; made once, as layers share masks."""
-        known = self._masks.get((id(mask), *sizes))
-        if known is None:
-            known = self._masks[(id(mask), *sizes)] = (mask, make(mask))
-        made = known[1]
-        return made.to(hidden_states.device) if isinstance(made, torch.Tensor) else made
-
-    def _recurrent_mask(self, mask: Any) -> Any:
-        """A recurrent layer's mask says which of this forward's own columns are padding."""
-        if self.compaction is None or (mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2)):
-            return mask
-        if mask is None:
-            return None if self.compaction.valid is None else self.compaction.valid.clone()
-        columns = self.compaction.to(mask.device).index + (mask.shape[1] - self.length)
-        kept = mask.expand(self.batch, -1).gather(1, columns)
-        valid = self.compaction.to(mask.device).valid
-        return kept if valid is None else kept.masked_fill(~valid, False)
-
-    def _attention_mask(self, mask: Any, hidden_states: torch.Tensor, layer: int, sizes: tuple[int, int]) -> Any:
-        device = mask.device if isinstance(mask, torch.Tensor) else hidden_states.device
-        length, let_go = sizes
-        columns, valid = (slots[:, let_go:] for slots in self._columns(let_go + length, device))
-        offset = self._mask_offset(mask, layer, let_go)
-        pinned = self.family.pinned(self.cache, layer)
-        if pinned and mask is not None:
-            offset, gone = 0, self.past + self.length - mask.shape[-1]
-            columns, valid = self._columns(let_go + length, device)
-            columns = torch.cat([columns[:, :pinned], columns[:, pinned + let_go :] - gone], dim=1)
-            valid = torch.cat([valid[:, :pinned], valid[:, pinned + let_go :]], dim=1)
-        keys = KeySlots(columns, valid, offset)
-        if mask is not None:
-            return shorten_mask(mask, keys, None if self.compaction is None else self.compaction.to(device).index)
-        return causal_mask(
-            keys, config=self.family.text_config, hidden_states=hidden_states, cache=self.cache, layer=layer
-        )
-
-    def _columns(self, width: int, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prompt column in each of a short layer's first `width` slots (B, width), and which slots hold one."""
-        record = self.after()
-        if record is None:
-            columns = torch.arange(width, device=device).expand(self.batch, -1)
-            return columns, torch.ones_like(columns, dtype=torch.bool)
-        columns, filled = record.columns(width)
-        return (columns, filled) if device is None else (columns.to(device), filled.to(device))
-
-    def _borrowed_keys_mask(self, mask: Any, hidden_states: torch.Tensor, lender: int) -> Any:
-        """The mask of a layer that attends to the keys of an earlier one, which may hold every column."""
-        record, device = self.after(), hidden_states.device
-        ends, queries = self.past + self.length, hidden_states.shape[1]
-        rows = torch.arange(self.length, device=device).expand(self.batch, -1)
-        if self.compaction is not None:
-            rows = self.compaction.to(device).index
-        rows = rows[:, rows.shape[1] - queries :]
-        columns = torch.arange(ends, device=device).expand(self.batch, -1)
-        member = torch.ones_like(columns, dtype=torch.bool)
-        if record is not None:
-            slots = record.slots.to(device)
-            known = member.new_zeros(self.batch, record.length + 1)
-            known.scatter_(1, torch.where(slots >= 0, slots, record.length), True)
-            member[:, : record.length] = known[:, : record.length]
-            if lender in self._lent:
-                length, let_go = self._lent[lender]
-                columns, member = (t[:, let_go:].to(device) for t in record.columns(let_go + length))
-        if mask is None:
-            seen = (columns[:, None, :] <= (rows + self.past)[:, :, None]) & member[:, None, :]
-            if self.mask is not None and self.mask.ndim == 2:
-                seen = seen & self.mask[:, :ends].bool().to(device).gather(1, columns)[:, None, :]
-            return seen[:, None]
-        offset = max(0, ends - mask.shape[-1])
-        inside = slice(offset, None) if lender < self.layer else slice(None)
-        whole_rows = mask.shape[-2] != queries or queries == self.length
-        keys = KeySlots(columns[:, inside], member[:, inside], offset)
-        return shorten_mask(mask, keys, rows if whole_rows and self.compaction is not None else None)
-
-    def _mask_offset(self, mask: Any, layer: int, let_go: int) -> int:
-        """The prompt column that a layer's mask begins with: not the first where a window has let go of some."""
-        if let_go == 0 and self.past == 0:
-            return 0
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            return 0
-        width = mask.shape[-1] if mask is not None else 0
-        ends = self.past + self.length
-        window = self.family.window(layer)
-        return max(0, ends - width) if window is not None and width < ends else 0
 
     def after(self) -> CacheRecord | None:
         """The record that the cache should carry once this forward is over, or None."""
@@ -515,21 +306,3 @@ def _is_embedding(value: Any, length: int) -> bool:
     if not isinstance(value, torch.Tensor) or value.ndim != 3:
         return False
     return value.is_floating_point() and value.shape[1] == length
-
-
-def _check_scores(scores: Any, shape: tuple[int, int], method: Method) -> None:
-    if not isinstance(scores, torch.Tensor) or scores.shape != shape or not scores.is_floating_point():
-        shown = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise TypeError(
-            f"{type(method).__name__}.score() returned {shown}, expected a floating-point tensor of shape {shape}: one "
-            "score for each visual token of each grid."
-        )
-
-
-def _raise_unless_finite(finite: bool, layer: int) -> None:
-    if not finite:
-        raise EvidenceError(
-            f"the visual tokens entering decoder layer {layer} hold NaN or infinity, so no method can rank them. "
-            "Look for an overflow in a lower layer (float16 is prone to it; try bfloat16 or float32) or for NaN in "
-            "the pixel values."
-        )

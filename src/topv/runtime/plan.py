@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -52,6 +53,15 @@ class Bucket:
     def tokens(self) -> int:
         """Visual tokens N in each group."""
         return self.flat.shape[1]
+
+    @cached_property
+    def stride(self) -> tuple[int, int] | None:
+        """Where the first token is and how far apart groups are, if every group is one run of tokens and the groups lie
+        at even distances; else None."""
+        first = int(self.flat[0, 0])
+        step = int(self.flat[1, 0]) - first if len(self.groups) > 1 else 0
+        even = first + step * torch.arange(len(self.groups), device="cpu").unsqueeze(1)
+        return (first, step) if torch.equal(self.flat, even + torch.arange(self.tokens, device="cpu")) else None
 
     @property
     def most_protected(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -15,18 +14,21 @@ from torch import nn
 
 from ..errors import LayoutError, UnsupportedError
 from ..layout import VisualLayout
-from ..methods import TARGETS, Method
+from ..methods import Method
 from ..models import Family, family_of
 from ..models.encoded import recall, refuse_lost
-from ..models.reasons import REASONS
 from .arguments import Signature
 from .forward import Forward, current_forward, set_forward
 from .masks import prompt_mask, real_columns
+from .outputs import scatter_output
 from .plan import PrefillPlan, build_plan
-from .record import held, own_sizes, read_record, write_record
+from .record import entry_bytes, held, own_sizes, read_record, write_record
+from .refusals import forget_compiled, refuse_borrowing, refuse_compiled, refuse_packed, refuse_windows
 from .report import Report
 from .results import Results
+from .taps import tap_layer
 from .traced import can_trace, is_traced_step, short_step
+from .wrappers import PromptNote, mark_features
 
 __all__ = ["Pruning", "attach", "prune"]
 
@@ -38,16 +40,6 @@ _BREAK = (
     "topv reads on the host, from the prompt, how many tokens of a prefill stay, so a prefill cannot be one graph. "
     "Compile without fullgraph=True, or compile the decoding steps alone: they are."
 )
-
-
-class _Attribute:
-    """An attribute set on a module, which goes as hooks go."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self._module, self._name = module, name
-
-    def remove(self) -> None:
-        vars(self._module).pop(self._name, None)
 
 
 class Pruning:
@@ -63,12 +55,12 @@ class Pruning:
         self._handles: list[Any] = []
         self._results = threading.local()
         self._can_trace = can_trace(family)
-        self._prompts = threading.local()
+        self._prompts = PromptNote()
         parts = (family.model, family.multimodal, family.generator)
         self._callable = [module for module in dict.fromkeys(parts) if module is not None]
-        _refuse_compiled(family)
-        _forget_compiled(family)
-        _refuse_borrowing(family, self.layer)
+        refuse_compiled(family)
+        forget_compiled(family)
+        refuse_borrowing(family, self.layer)
         with _attached_lock:
             if family.language_model in _attached:
                 raise UnsupportedError(
@@ -132,7 +124,7 @@ class Pruning:
             was_attached = self._family.language_model in _attached
             _attached.discard(self._family.language_model)
         if was_attached:
-            _forget_compiled(self._family)
+            forget_compiled(self._family)
 
     def _register(self) -> None:
         family = self._family
@@ -151,70 +143,21 @@ class Pruning:
                     self._handles.append(layer.register_forward_hook(self._count_columns, always_call=True))
                 if index >= self.layer and family.rejoins:
                     self._handles.append(layer.register_forward_hook(functools.partial(self._after_layer, index)))
-            self._register_taps(family.layers[self.layer - 1])
-            for kind in ("image", "video"):
-                self._mark_features(kind)
+            self._handles += tap_layer(family, self.layer - 1, self.method.needs, self._tapped)
+            self._handles += mark_features(family)
             self._handles += family.corrections(self._short_layer)
             if family.generator is not None:
-                self._note_prompt(family.generator)
+                self._handles += self._prompts.follow(family.generator)
         except BaseException:
             self.detach()
             raise
 
-    def _register_taps(self, layer: nn.Module) -> None:
-        needs = self.method.needs
-        attention, mlp = self._family.attention(layer), self._family.mlp(layer)
-        unknown = needs - {"source", "attention_row", "attention_map", *TARGETS}
-        if unknown:
-            raise ValueError(
-                f"{type(self.method).__name__} asks for unknown evidence {sorted(unknown)}. Known: source, "
-                f"attention_row, attention_map, {', '.join(TARGETS)}."
-            )
-        for name, module in (("pre_norm", attention), ("post_norm", mlp)):
-            if name in needs:
-                self._hook_before(module, self._tap_input)
-        for name, module in (("attention", attention), ("mlp", mlp)):
-            if name in needs:
-                self._handles.append(module.register_forward_hook(self._tap_output))
-        if needs & {"attention_row", "attention_map"}:
-            self._hook_before(attention, self._tap_keys)
-            hook = functools.partial(self._tap_attention, Signature(attention))
-            self._handles.append(attention.register_forward_hook(hook, with_kwargs=True))
-
-    def _mark_features(self, kind: str) -> None:
-        """Let every encoded picture carry its layout: `generate` encodes first, and hands on the features alone."""
-        holder, name = self._family.multimodal, f"get_{kind}_features"
-        encode = getattr(holder, name, None)
-        if encode is None or name in vars(holder):
-            return
-
-        @functools.wraps(encode)
-        def marked(*args: Any, **kwargs: Any) -> Any:
-            output = encode(*args, **kwargs)
-            if not torch.compiler.is_compiling():
-                self._family.mark(kind, Signature.of(encode).bind(args, kwargs), output)
-            return output
-
-        setattr(holder, name, marked)
-        self._handles.append(_Attribute(holder, name))
-
-    def _note_prompt(self, generator: nn.Module) -> None:
-        """Let `generate` of a part of the model remember the prompt: its forward is given the embedded one alone."""
-        generate: Any = generator.generate
-        if "generate" in vars(generator):
-            return
-
-        @functools.wraps(generate)
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            before = getattr(self._prompts, "input_ids", None)
-            self._prompts.input_ids = kwargs.get("input_ids")
-            try:
-                return generate(*args, **kwargs)
-            finally:
-                self._prompts.input_ids = before
-
-        generator.generate = noting  # type: ignore[assignment]
-        self._handles.append(_Attribute(generator, "generate"))
+    def _tapped(self, states: Any) -> Forward | None:
+        """The running forward, if it prunes; none while a compiler traces a decoding step."""
+        if self._can_trace and is_traced_step(states):
+            return None
+        forward = self._mine()
+        return forward if forward is not None and forward.prunes else None
 
     def _short_layer(self, index: int) -> Forward | None:
         """The running forward, if decoder layer `index` sees a shortened sequence in it."""
@@ -269,7 +212,7 @@ class Pruning:
     def _begin(self, module: nn.Module, inputs: dict[str, Any]) -> Forward:
         input_ids = inputs.get("input_ids")
         if input_ids is None and module is self._family.generator:
-            input_ids = self._noted_prompt(inputs.get("inputs_embeds"))
+            input_ids = self._prompts.read(inputs.get("inputs_embeds"))
             inputs = inputs | {"input_ids": input_ids}
         if input_ids is None:
             raise UnsupportedError(
@@ -297,14 +240,6 @@ class Pruning:
         )
         forward.mask = mask
         return forward
-
-    def _noted_prompt(self, inputs_embeds: torch.Tensor | None) -> torch.Tensor | None:
-        """The ids (B, T) of the prompt (B, T, D) that `generate` has embedded, or None."""
-        noted: torch.Tensor | None = getattr(self._prompts, "input_ids", None)
-        if noted is None or inputs_embeds is None or noted.shape[1] != inputs_embeds.shape[1]:
-            return None
-        # Several sequences may be generated for each prompt.
-        return noted.repeat_interleave(inputs_embeds.shape[0] // noted.shape[0], dim=0)
 
     def _plan(self, input_ids: torch.Tensor, inputs: dict[str, Any], *, mask: Any, past: int) -> PrefillPlan:
         batch, length = input_ids.shape
@@ -363,8 +298,8 @@ class Pruning:
         # Some models make their masks before they call their decoder.
         mask = mask if isinstance(mask, torch.Tensor) else forward.mask
         if forward.prunes:
-            _refuse_packed(inputs)
-        _refuse_windows(self._family, forward)
+            refuse_packed(inputs)
+        refuse_windows(self._family, forward)
         forward.rejoined = self._family.rejoined(inputs)
         forward.mask = mask if mask is None or mask.ndim == 4 else mask[:, : forward.past + forward.length]
         forward.cache = inputs.get("past_key_values")
@@ -395,7 +330,7 @@ class Pruning:
         if forward.cache is None:
             forward.cache = arguments.get("past_key_values")
         if index == forward.layer - 1 and forward.wants("source"):
-            forward.read_source(arguments["hidden_states"])
+            forward.evidence.read_source(arguments["hidden_states"])
         if index == forward.layer and forward.prunes:
             forward.choose(arguments["hidden_states"])
         changed = forward.shorten(arguments, index) if short else {}
@@ -425,40 +360,6 @@ class Pruning:
         forward = self._mine()
         return forward.rejoin(output) if forward is not None and index in forward.rejoined else None
 
-    def _tap_input(
-        self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
-            return
-        forward = self._mine()
-        if forward is not None and forward.prunes:
-            forward.read_target(args[0] if args else kwargs["hidden_states"])
-
-    def _tap_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._can_trace and is_traced_step(output[0] if isinstance(output, tuple) else output):
-            return
-        forward = self._mine()
-        if forward is not None and forward.prunes:
-            forward.read_target(output[0] if isinstance(output, tuple) else output)
-
-    def _tap_keys(self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
-            return None
-        forward = self._mine()
-        if forward is None or not forward.prunes:
-            return None
-        tap = forward.tap_keys(signature.bind(args, kwargs).get("past_key_values"))
-        return signature.rebuild(args, kwargs, {"past_key_values": tap})
-
-    def _tap_attention(
-        self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
-            return
-        forward = self._mine()
-        if forward is not None and forward.prunes:
-            forward.read_attention(module, signature.bind(args, kwargs))
-
     def _leave_decoder(
         self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
@@ -471,9 +372,9 @@ class Pruning:
             raise UnsupportedError(
                 f"{type(module).__name__} ended before its layer {forward.layer}, where pruning was to begin."
             )
-        forward.finish_checks()
+        forward.finite.finish()
         forward.outcome.entry_bytes = {
-            layer: size for layer in forward.outcome.lengths if (size := _entry_bytes(forward.cache, layer))
+            layer: size for layer in forward.outcome.lengths if (size := entry_bytes(forward.cache, layer))
         }
         if forward.is_prefill and forward.plan is not None:
             self._results.latest = Results(
@@ -484,158 +385,7 @@ class Pruning:
         record = forward.after()
         if forward.cache is not None and record is not None:
             write_record(forward.cache, record, logical=self._family.mixed)
-        return _scatter_output(output, forward)
-
-
-def _scatter_output(output: Any, forward: Forward) -> Any:
-    """The decoder's output with every shortened state put back at its prompt positions."""
-    compaction, plan = forward.compaction, forward.plan
-    if compaction is None or plan is None:
-        return output
-
-    rejoined = len(forward.family.layers) - 1 in forward.rejoined
-
-    def full(state: Any) -> Any:
-        if rejoined and isinstance(state, torch.Tensor) and state.shape[1] == compaction.length:
-            state = compaction.gather(state)
-        # A decoder may have gone on with the last positions alone, whose logits were asked for.
-        if not isinstance(state, torch.Tensor) or state.shape[1] != compaction.index.shape[1]:
-            return state
-        return compaction.scatter(state, plan.real)
-
-    def all_states(states: tuple[Any, ...], last: Any, last_full: Any) -> tuple[Any, ...]:
-        # Entry i is the output of layer i - 1, the layers from forward.layer on ran short, and transformers puts the
-        # last hidden state at the end once more.
-        return tuple(
-            last_full if state is last else full(state) if index > forward.layer else state
-            for index, state in enumerate(states)
-        )
-
-    if isinstance(output, tuple):
-        last = full(output[0])
-        return (
-            last,
-            *(all_states(item, output[0], last) if _is_states(item) else item for item in output[1:]),
-        )
-    last = full(output.last_hidden_state)
-    if output.hidden_states is not None:
-        output.hidden_states = all_states(output.hidden_states, output.last_hidden_state, last)
-    output.last_hidden_state = last
-    return output
-
-
-def _entry_bytes(cache: Any, layer: int) -> int:
-    """Bytes that one column takes in a layer of a cache, over the batch; 0 where it does not hold plain tensors."""
-    layers = getattr(cache, "layers", ())
-    total = 0
-    for name in ("keys", "values"):
-        states = getattr(layers[layer], name, None) if layer < len(layers) else None
-        if not isinstance(states, torch.Tensor) or states.ndim != 4:
-            return 0
-        total += states.shape[0] * states.shape[1] * states.shape[3] * states.element_size()
-    return total
-
-
-def _is_states(item: Any) -> bool:
-    return isinstance(item, tuple) and len(item) > 0 and all(x is None or isinstance(x, torch.Tensor) for x in item)
-
-
-def _refuse_packed(inputs: dict[str, Any]) -> None:
-    """Several sequences packed into one row would see each other in the layers that are shortened.
-
-    Raises:
-        UnsupportedError: when the decoder's arguments say that rows are packed.
-    """
-    packed = inputs.get("cu_seq_lens_q") is not None
-    position_ids = inputs.get("position_ids")
-    if position_ids is not None and position_ids.ndim == 3:
-        # Of M-RoPE's rows only the first counts along the prompt.
-        position_ids = position_ids[0]
-    if inputs.get("attention_mask") is None and inputs.get("past_key_values") is None and position_ids is not None:
-        packed = packed or bool((position_ids.diff(dim=-1) < 0).any())
-    if packed:
-        raise UnsupportedError(
-            "several sequences are packed into one row (position ids restart), which topv cannot prune. Pass them as "
-            "a padded batch with an attention mask."
-        )
-
-
-def _refuse_windows(family: Family, forward: Forward) -> None:
-    """A flash kernel counts a sliding window in the keys it is given, not in the columns of the unpruned prompt.
-
-    Raises:
-        UnsupportedError: when keys would leave a window too late.
-    """
-    if not forward.is_flash or not (forward.prunes or forward.record is not None):
-        return
-    windows = [w for i in range(forward.layer, len(family.layers)) if (w := family.window(i)) is not None]
-    if windows and forward.past + forward.length > min(windows):
-        raise UnsupportedError(
-            f"the prompt has {forward.past + forward.length} columns, more than the attention window of "
-            f"{min(windows)}, and {family.text_config._attn_implementation} cannot measure a window in the columns of "
-            "the unpruned prompt. Load the model with attn_implementation='sdpa', 'eager' or 'flex_attention', or "
-            "shorten the prompt."
-        )
-
-
-def _refuse_borrowing(family: Family, layer: int) -> None:
-    """A layer's choice among its keys is of no use to one that holds others.
-
-    Raises:
-        UnsupportedError: when a layer from `layer` on works with what a layer before it has chosen or holds.
-    """
-    chosen = getattr(family.text_config, "indexer_types", None) or ()
-    sources = getattr(family.text_config, "kv_source_layers", None) or ()
-    borrows = layer < len(chosen) and chosen[layer] == "shared"
-    if borrows or any(source < layer for source in sources[layer:]):
-        starts = [
-            start
-            for start in range(1, len(family.layers))
-            if (start >= len(chosen) or chosen[start] != "shared") and all(s >= start for s in sources[start:])
-        ]
-        advice = f"start at one of the layers {starts}" if starts else "the model shares them throughout"
-        raise UnsupportedError(
-            f"decoder layers from {layer} on work with keys that a layer before it has chosen among all tokens: "
-            f"{REASONS['window']}. Choose another layer: {advice}."
-        )
-
-
-def _refuse_compiled(family: Family) -> None:
-    """Hooks do not reach a module that was compiled before they were added.
-
-    Raises:
-        UnsupportedError: when any part of the model is compiled.
-    """
-    for name, module in family.model.named_modules():
-        compiled = getattr(module, "_compiled_call_impl", None) is not None or "_compiled_call" in vars(module)
-        compiled = compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        if compiled or type(module).__name__ == "OptimizedModule":
-            raise UnsupportedError(
-                f"{name or type(module).__name__} is compiled, and hooks added now would be ignored without a word. "
-                "Attach topv to the model before it is compiled (generation with a static cache compiles it too)."
-            )
-
-
-def _forget_compiled(family: Family) -> None:
-    """Drop what was compiled of the model as it was: compiled code does not look whether hooks came or went.
-
-    `torch.compile(model)` leaves no mark on the model; what it compiled is kept with the code of its forwards.
-    """
-    if "torch._dynamo.convert_frame" not in sys.modules:
-        return
-    if any(_has_compiled_code(module) for module in (family.model, family.multimodal, family.language_model)):
-        torch._dynamo.reset()
-
-
-def _has_compiled_code(module: nn.Module) -> bool:
-    """Whether a compiler keeps code for the forward of `module`'s class, or of what decorates it."""
-    entries = torch._C._dynamo.eval_frame._debug_get_cache_entry_list
-    function: Any = type(module).forward
-    while function is not None:
-        if hasattr(function, "__code__") and entries(function.__code__):
-            return True
-        function = getattr(function, "__wrapped__", None)
-    return False
+        return scatter_output(output, forward)
 
 
 def attach(model: nn.Module, method: Method) -> Pruning:

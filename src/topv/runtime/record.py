@@ -14,7 +14,7 @@ import torch
 
 from ..errors import CacheError
 
-__all__ = ["CacheRecord", "held", "mask_sizes", "own_sizes", "read_record", "record_of", "write_record"]
+__all__ = ["CacheRecord", "entry_bytes", "held", "mask_sizes", "own_sizes", "read_record", "record_of", "write_record"]
 
 _ATTRIBUTE = "_topv_record"
 _own_sizes: ContextVar[bool] = ContextVar("topv_own_sizes", default=False)
@@ -148,6 +148,18 @@ def held(cache: Any, layer: int) -> int:
     if layer >= len(layers) or not hasattr(layers[layer], "get_seq_length"):
         return 0
     return int(layers[layer].get_seq_length())
+
+
+def entry_bytes(cache: Any, layer: int) -> int:
+    """Bytes that one column takes in a layer of a cache, over the batch; 0 where it does not hold plain tensors."""
+    layers = getattr(cache, "layers", ())
+    total = 0
+    for name in ("keys", "values"):
+        states = getattr(layers[layer], name, None) if layer < len(layers) else None
+        if not isinstance(states, torch.Tensor) or states.ndim != 4:
+            return 0
+        total += states.shape[0] * states.shape[1] * states.shape[3] * states.element_size()
+    return total
 
 
 def mask_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:

@@ -1,0 +1,233 @@
+"""Reading what a method asks for, and scoring the visual tokens with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import EvidenceError
+from ..layout import coordinates
+from ..methods import Evidence, Method
+from .attention_row import KeyTap, attention_to_tokens, run_eagerly
+from .plan import Bucket, PrefillPlan, Section
+
+__all__ = ["EvidenceReader", "FiniteCheck"]
+
+
+class EvidenceReader:
+    """What was read of one prefill's visual tokens on their way through the layer before they are pruned.
+
+    Args:
+        plan: the prefill's plan.
+        method: the method that will score the tokens.
+        past: columns that were in the KV cache before.
+
+    Attributes:
+        keys: the keys that the tapped attention module works with, while it runs.
+    """
+
+    def __init__(self, plan: PrefillPlan, method: Method, past: int) -> None:
+        self._plan = plan
+        self._method = method
+        self._past = past
+        self._flat: dict[torch.device, list[torch.Tensor]] = {}
+        self._source: list[torch.Tensor] | None = None
+        self._target: list[torch.Tensor] | None = None
+        self._attention: torch.Tensor | None = None
+        self.keys: KeyTap | None = None
+
+    def flat_columns(self, device: torch.device) -> list[torch.Tensor]:
+        """For each bucket of the plan, `Bucket.flat` on `device`."""
+        if device not in self._flat:
+            self._flat[device] = [bucket.flat.to(device, non_blocking=True) for bucket in self._plan.buckets]
+        return self._flat[device]
+
+    @torch.no_grad()
+    def read_source(self, hidden_states: torch.Tensor) -> None:
+        """Take the visual tokens that enter the layer, from (B, T, D)."""
+        self._source = self.visual(hidden_states, copy=False)
+
+    @torch.no_grad()
+    def read_target(self, hidden_states: torch.Tensor, *, copy: bool) -> None:
+        """Take the visual tokens at the method's target position, from (B, T, D).
+
+        Args:
+            hidden_states: the states there.
+            copy: whether the layer may yet write into them.
+        """
+        self._target = self.visual(hidden_states, copy=copy)
+
+    @torch.no_grad()
+    def read_attention(self, attention: nn.Module, arguments: dict[str, Any], mask: torch.Tensor | None) -> None:
+        """Take the last prompt token's attention in a module that has just run with `arguments`, beside its fast path.
+
+        Args:
+            attention: the attention module, whose keys were tapped.
+            arguments: what it ran with.
+            mask: the forward's attention mask.
+        """
+        if self.keys is None:
+            return
+        self._attention = attention_to_tokens(
+            attention,
+            arguments,
+            self.keys,
+            last=self._last,
+            past=self._past,
+            mask=_own_mask(arguments, mask),
+            whole_map="attention_map" in self._method.needs,
+        )
+        self.keys = None
+
+    @torch.no_grad()
+    def run_attention(self, attention: nn.Module, arguments: dict[str, Any], mask: torch.Tensor | None) -> Any:
+        """Run an attention module with its whole map computed, and take the last prompt token's attention from it."""
+        mask = _own_mask(arguments, mask)
+        output, self._attention = run_eagerly(attention, arguments, last=self._last, past=self._past, mask=mask)
+        return output
+
+    @property
+    def _last(self) -> torch.Tensor:
+        """LongTensor (B,), the column of each sample's last real token."""
+        real = self._plan.real
+        return torch.where(real, torch.arange(real.shape[1], device="cpu"), -1).amax(1)
+
+    def visual(self, hidden_states: torch.Tensor, *, copy: bool) -> list[torch.Tensor]:
+        """The visual tokens of each bucket, (G, N, D), out of (B, T, D).
+
+        Args:
+            hidden_states: the states of the whole prompt.
+            copy: False for views of them, where the tokens lie at even distances.
+        """
+        tokens = hidden_states.reshape(-1, hidden_states.shape[2:].numel())
+        taken = []
+        for bucket, flat in zip(self._plan.buckets, self.flat_columns(hidden_states.device), strict=True):
+            plain = type(tokens) is torch.Tensor and bucket.stride is not None
+            view = _evenly(tokens, bucket) if plain and not copy else None
+            taken.append(tokens.index_select(0, flat.flatten()).view(*flat.shape, -1) if view is None else view)
+        return taken
+
+    def release(self) -> None:
+        """Let go of everything that was read."""
+        self._source = self._target = self._attention = self.keys = None
+
+    def scores(self, number: int, device: torch.device) -> torch.Tensor:
+        """The scores of a bucket's tokens: float32 (G, N), one solve for all its grids of a shape.
+
+        Args:
+            number: the bucket's place in the plan.
+            device: where to score.
+
+        Raises:
+            TypeError: when the method returns something else.
+        """
+        bucket = self._plan.buckets[number]
+        pieces: dict[int, torch.Tensor] = {}
+        for section in bucket.sections:
+            evidence = self._evidence(number, section, device)
+            scores = self._method.score(evidence, min(bucket.count, section.tokens))
+            _check_scores(scores, (len(section.grids), section.tokens), self._method)
+            pieces.update(zip(section.starts, scores.chunk(len(section.starts)), strict=True))
+        return torch.cat([pieces[start] for start in sorted(pieces)], dim=1) if len(pieces) > 1 else pieces[0]
+
+    def _evidence(self, number: int, section: Section, device: torch.device) -> Evidence:
+        def cut(whole: list[torch.Tensor] | None) -> torch.Tensor | None:
+            if whole is None:
+                return None
+            states = whole[number].to(device)
+            parts = [states[:, start : start + section.tokens] for start in section.starts]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        attention = None
+        if self._attention is not None:
+            samples = torch.tensor([grid.sample for grid in section.grids], device="cpu").unsqueeze(1)
+            columns = torch.stack([grid.columns for grid in section.grids]) + self._past
+            attention = self._attention.to(device)[
+                samples.to(device, non_blocking=True), columns.to(device, non_blocking=True)
+            ]
+        source, target = cut(self._source), cut(self._target)
+        if source is not None and target is not None and source.shape[-1] > target.shape[-1]:
+            # Several residual streams side by side: what a layer reads is a mixture of them.
+            source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
+        shape = section.grids[0].rows_and_columns
+        return Evidence(
+            rows_and_columns=shape,
+            coordinates=coordinates(shape).to(device, non_blocking=True),
+            images=tuple(grid.ordinal for grid in section.grids),
+            source=source,
+            target=target,
+            attention=attention,
+        )
+
+
+class FiniteCheck:
+    """Looks for NaN and infinity among visual tokens, without making a layer wait for the answer.
+
+    Args:
+        layer: the decoder layer that the tokens enter.
+    """
+
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
+        self._pending: list[tuple[torch.Tensor, Any]] = []
+
+    def look(self, tokens: list[torch.Tensor]) -> None:
+        """Check `tokens`; on a GPU the answer is read by `finish`.
+
+        Raises:
+            EvidenceError: when one is not finite.
+        """
+        finite = torch.stack([states.isfinite().all() for states in tokens]).all()
+        if not finite.is_cuda:
+            self._raise_unless(bool(finite))
+            return
+        # The copy is read when the forward ends, by when it has long arrived.
+        copied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(finite.device))
+        self._pending.append((copied, event))
+
+    def finish(self) -> None:
+        """Raise what a check on the device has found meanwhile.
+
+        Raises:
+            EvidenceError: when a visual token held NaN or infinity.
+        """
+        for copied, event in self._pending:
+            event.synchronize()
+            self._raise_unless(bool(copied))
+
+    def _raise_unless(self, finite: bool) -> None:
+        if not finite:
+            raise EvidenceError(
+                f"the visual tokens entering decoder layer {self._layer} hold NaN or infinity, so no method can rank "
+                "them. Look for an overflow in a lower layer (float16 is prone to it; try bfloat16 or float32) or for "
+                "NaN in the pixel values."
+            )
+
+
+def _evenly(tokens: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+    """The tokens (G, N, D) of a bucket as a view of all of them (B * T, D)."""
+    first, step = bucket.stride if bucket.stride is not None else (0, 0)
+    row, number = tokens.stride()
+    return tokens.as_strided(
+        (len(bucket.groups), bucket.tokens, tokens.shape[1]),
+        (step * row, row, number),
+        tokens.storage_offset() + first * row,
+    )
+
+
+def _own_mask(arguments: dict[str, Any], mask: torch.Tensor | None) -> torch.Tensor | None:
+    own = arguments.get("attention_mask")
+    return own if isinstance(own, torch.Tensor) and own.ndim == 4 else mask
+
+
+def _check_scores(scores: Any, shape: tuple[int, int], method: Method) -> None:
+    if not isinstance(scores, torch.Tensor) or scores.shape != shape or not scores.is_floating_point():
+        shown = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise TypeError(
+            f"{type(method).__name__}.score() returned {shown}, expected a floating-point tensor of shape {shape}: one "
+            "score for each visual token of each grid."
+        )

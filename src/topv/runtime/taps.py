@@ -1,0 +1,114 @@
+"""The taps on one decoder layer, by which a method's evidence is read while the layer runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import nn
+
+from ..methods import TARGETS
+from ..models import Family
+from .arguments import Signature
+from .attention_row import KeyTap
+from .forward import Forward
+from .wrappers import Wrapper
+
+__all__ = ["tap_layer"]
+
+_ATTENTIONS = {"attention_row", "attention_map"}
+
+Tapped = Callable[[Any], "Forward | None"]
+"""Gives the forward to read for, from the states (B, T, D) at hand; None when there is nothing to read."""
+
+
+def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped) -> list[Any]:
+    """Put the taps for `needs` on decoder layer `index`.
+
+    Returns:
+        The handles that remove them.
+
+    Raises:
+        ValueError: when some evidence is of no known kind.
+    """
+    unknown = set(needs) - {"source", *_ATTENTIONS, *TARGETS}
+    if unknown:
+        raise ValueError(
+            f"the method asks for unknown evidence {sorted(unknown)}. Known: source, attention_row, attention_map, "
+            f"{', '.join(TARGETS)}."
+        )
+    layer = family.layers[index]
+    attention, mlp = family.attention(layer), family.mlp(layer)
+    handles: list[Any] = []
+    for name, module in (("pre_norm", attention), ("post_norm", mlp)):
+        if name in needs:
+            hook = functools.partial(_read_input, tapped)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    for name, module in (("attention", attention), ("mlp", mlp)):
+        if name in needs:
+            handles.append(module.register_forward_hook(functools.partial(_read_output, tapped)))
+    if _ATTENTIONS.isdisjoint(needs):
+        return handles
+    signature = Signature(attention)
+    if "attention_map" in needs and "forward" not in vars(attention):
+        whole = functools.partial(_run_eagerly, tapped, signature, attention, attention.forward)
+        handles.append(Wrapper(attention, "forward", whole))
+        return handles
+    before = functools.partial(_tap_keys, tapped, signature)
+    after = functools.partial(_read_attention, tapped, signature)
+    handles.append(attention.register_forward_pre_hook(before, with_kwargs=True))
+    handles.append(attention.register_forward_hook(after, with_kwargs=True))
+    return handles
+
+
+def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else kwargs.get("hidden_states")
+
+
+def _read_input(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    forward = tapped(_states(args, kwargs))
+    if forward is not None:
+        # Nothing writes into what a module was given, so it need not be copied.
+        forward.evidence.read_target(_states(args, kwargs), copy=False)
+
+
+def _read_output(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    states = output[0] if isinstance(output, tuple) else output
+    forward = tapped(states)
+    if forward is not None:
+        forward.evidence.read_target(states, copy=True)
+
+
+def _tap_keys(
+    tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    forward = tapped(_states(args, kwargs))
+    if forward is None:
+        return None
+    tap = KeyTap(signature.bind(args, kwargs).get("past_key_values"))
+    forward.evidence.keys = tap
+    return signature.rebuild(args, kwargs, {"past_key_values": tap})
+
+
+def _read_attention(
+    tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
+    forward = tapped(_states(args, kwargs))
+    if forward is not None:
+        forward.evidence.read_attention(module, signature.bind(args, kwargs), forward.mask)
+
+
+def _run_eagerly(
+    tapped: Tapped,
+    signature: Signature,
+    module: nn.Module,
+    usual: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """The attention module with its whole map computed, as FastV was published, in the place of its fast path."""
+    forward = tapped(_states(args, kwargs))
+    if forward is None:
+        return usual(*args, **kwargs)
+    return forward.evidence.run_attention(module, signature.bind(args, kwargs), forward.mask)

@@ -1,0 +1,89 @@
+"""Functions of a model that are wrapped while a pruning is attached, because no hook reaches them."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models import Family
+from .arguments import Signature
+
+__all__ = ["PromptNote", "Wrapper", "mark_features"]
+
+
+class Wrapper:
+    """A function put on a module in the place of its method, until `remove`.
+
+    Args:
+        module: the module.
+        name: the method's name.
+        function: what to call instead.
+    """
+
+    def __init__(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        self._module, self._name = module, name
+        setattr(module, name, function)
+
+    def remove(self) -> None:
+        """Let the module's own method be called again."""
+        vars(self._module).pop(self._name, None)
+
+
+def mark_features(family: Family) -> list[Wrapper]:
+    """Let every encoded picture carry its layout: `generate` encodes first, and hands on the features alone."""
+    holder = family.multimodal
+    handles = []
+    for kind in ("image", "video"):
+        name = f"get_{kind}_features"
+        encode = getattr(holder, name, None)
+        if encode is not None and name not in vars(holder):
+            handles.append(Wrapper(holder, name, _marking(family, kind, encode)))
+    return handles
+
+
+def _marking(family: Family, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(encode)
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        output = encode(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            family.mark(kind, Signature.of(encode).bind(args, kwargs), output)
+        return output
+
+    return marked
+
+
+class PromptNote:
+    """The prompt that `generate` of a part of the model was given: the part's forward sees it embedded alone."""
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    def follow(self, generator: nn.Module) -> list[Wrapper]:
+        """Note the prompts of `generator.generate`."""
+        generate: Any = generator.generate
+        if "generate" in vars(generator):
+            return []
+
+        @functools.wraps(generate)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            before = getattr(self._of_thread, "input_ids", None)
+            self._of_thread.input_ids = kwargs.get("input_ids")
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._of_thread.input_ids = before
+
+        return [Wrapper(generator, "generate", noting)]
+
+    def read(self, inputs_embeds: torch.Tensor | None) -> torch.Tensor | None:
+        """The ids (B, T) of the prompt (B, T, D) that `generate` has embedded, or None."""
+        noted: torch.Tensor | None = getattr(self._of_thread, "input_ids", None)
+        if noted is None or inputs_embeds is None or noted.shape[1] != inputs_embeds.shape[1]:
+            return None
+        # Several sequences may be generated for each prompt.
+        return noted.repeat_interleave(inputs_embeds.shape[0] // noted.shape[0], dim=0)

@@ -1,0 +1,80 @@
+"""What reading the evidence costs: no copy of the tokens, and no second attention map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import topv
+from tiny_models import prompt, tiny_llava
+
+SAMPLES = [[3, "image", 4], [3, "image", 4]]
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls of fused attention and of softmax, by which eager attention is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = self.eager = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.fused += function is torch.nn.functional.scaled_dot_product_attention
+        self.eager += function is torch.nn.functional.softmax
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted() -> Iterator[Calls]:
+    with torch.no_grad(), Calls() as calls:
+        yield calls
+
+
+@pytest.mark.parametrize(("attention", "fused"), [("full", 3), ("row", 4)])
+def test_a_whole_map_takes_the_place_of_the_fast_path(attention: str, fused: int) -> None:
+    model, inputs = tiny_llava(layers=4), prompt(SAMPLES)
+    with topv.prune(model, topv.FastV(keep=0.5, attention=attention)), counted() as calls:
+        model.get_image_features(pixel_values=inputs["pixel_values"])
+        tower = calls.fused
+        model(**inputs)
+    assert (calls.fused - 2 * tower, calls.eager) == (fused, 1)
+
+
+def test_both_forms_of_fastv_rank_alike() -> None:
+    model, inputs = tiny_llava(layers=4), prompt(SAMPLES)
+    ranks = []
+    for attention in ("full", "row"):
+        with topv.prune(model, topv.FastV(keep=0.5, attention=attention)) as pruning, torch.no_grad():
+            model(**inputs)
+        ranks.append(torch.stack([scores for scores in pruning.importance if scores is not None]))
+    assert torch.allclose(*ranks, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, SAMPLES[:1]], ids=["batch", "one"])
+def test_source_and_target_are_views_of_the_layers_own_states(samples: list[list[Any]]) -> None:
+    model, inputs = tiny_llava(layers=4), prompt(samples)
+    seen: dict[str, int] = {}
+    layer = model.model.language_model.layers[1]
+
+    def note(name: str) -> Any:
+        return lambda module, args: seen.__setitem__(name, args[0].untyped_storage().data_ptr())
+
+    read: dict[str, int] = {}
+
+    class Watching(topv.TopV):
+        def score(self, evidence: Any, count: int) -> torch.Tensor:
+            for name in ("source", "target"):
+                read[name] = getattr(evidence, name).untyped_storage().data_ptr()
+            return super().score(evidence, count)
+
+    handles = [layer.register_forward_pre_hook(note("source")), layer.mlp.register_forward_pre_hook(note("target"))]
+    with topv.prune(model, Watching(keep=0.5)), torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    assert read == seen
