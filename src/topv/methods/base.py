@@ -49,6 +49,9 @@ class Method:
         budget: what `keep` is a share or a count of: each "grid" by itself, all grids of an "image" (its tiles and
             thumbnail, a video's frames) together, or all of a "sample". Where grids share a budget their scores are
             compared as they are.
+        compact_early_layers: whether the layers that saw every token forget the pruned ones once the prefill is over,
+            so that all layers of the KV cache are as short. Tokens generated later do not see pruned tokens in any
+            layer, which they otherwise do in the first `layer` ones.
 
     Raises:
         ValueError: when `keep`, `layer` or `budget` is out of range.
@@ -57,6 +60,7 @@ class Method:
     keep: float | int = 0.5
     layer: int | None = 2
     budget: Literal["grid", "image", "sample"] = "grid"
+    compact_early_layers: bool = False
 
     has_importance: ClassVar[bool] = True
     """Whether the scores say how important each token is (False for random or purely positional choices)."""
@@ -68,6 +72,8 @@ class Method:
                 f"layer={self.layer!r} must be an integer of at least 1: the number of decoder layers that see "
                 "every token. The evidence is read in the last of them."
             )
+        if not isinstance(self.compact_early_layers, bool):
+            raise ValueError(f"compact_early_layers={self.compact_early_layers!r} must be True or False.")
         if self.budget not in ("grid", "image", "sample"):
             raise ValueError(f"budget={self.budget!r} must be 'grid', 'image' or 'sample': who shares what is kept.")
 

@@ -18,6 +18,7 @@ from ..methods import Method
 from ..models import Family, family_of
 from ..models.encoded import recall, refuse_lost
 from .arguments import Signature
+from .early_layers import compact_early_layers, refuse_early_compaction
 from .forward import Forward, current_forward, set_forward
 from .masks import prompt_mask, real_columns
 from .outputs import scatter_output
@@ -54,13 +55,15 @@ class Pruning:
         self._family = family
         self._handles: list[Any] = []
         self._results = threading.local()
-        self._can_trace = can_trace(family)
+        self._can_trace = can_trace(family) and not method.compact_early_layers
         self._prompts = PromptNote()
         parts = (family.model, family.multimodal, family.generator)
         self._callable = [module for module in dict.fromkeys(parts) if module is not None]
         refuse_compiled(family)
         forget_compiled(family)
         refuse_borrowing(family, self.layer)
+        if method.compact_early_layers:
+            refuse_early_compaction(family, self.layer)
         with _attached_lock:
             if family.language_model in _attached:
                 raise UnsupportedError(
@@ -307,6 +310,11 @@ class Pruning:
             forward.record = read_record(forward.cache, length=forward.past, batch=forward.batch)
         record = forward.record
         if record is not None and record.layer != self.layer:
+            if forward.prunes and record.layer == 0:
+                raise UnsupportedError(
+                    "compact_early_layers=True has dropped the first images from every layer of this cache, so it "
+                    "cannot take another image. Prefill the whole conversation anew, or leave compact_early_layers out."
+                )
             if forward.prunes:
                 raise UnsupportedError(
                     f"the cache was pruned from layer {record.layer} on, and this pruning starts at layer "
@@ -384,7 +392,11 @@ class Pruning:
             return None
         record = forward.after()
         if forward.cache is not None and record is not None:
-            write_record(forward.cache, record, logical=self._family.mixed)
+            if self.method.compact_early_layers:
+                record = compact_early_layers(forward.cache, record)
+                early = dict.fromkeys(range(forward.layer), record.slots.shape[1])
+                forward.outcome.lengths.update(early)
+            write_record(forward.cache, record, logical=self._family.mixed or record.layer == 0)
         return scatter_output(output, forward)
 
 
