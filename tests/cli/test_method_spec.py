@@ -64,8 +64,9 @@ def test_keep_and_layer_apply_where_the_specification_leaves_them_open():
 def test_settings_of_a_spec():
     none, vtw, fastv = parse_methods(["none,vtw,fastv"])
     assert none.settings is None
-    assert vtw.settings == {"layer": None}
-    assert fastv.settings == {"keep": 0.5, "layer": 2, "budget": "grid", "attention": "row"}
+    assert vtw.settings == {"layer": None, "compact_early_layers": False}
+    plain = {"keep": 0.5, "layer": 2, "budget": "grid", "compact_early_layers": False}
+    assert fastv.settings == {**plain, "attention": "row"}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_settings_of_a_spec():
     [
         ("topw", ["'topw'", "Did you mean 'topv'", "none"]),
         ("topv:kep=0.5", ["'kep'", "'keep'", "Known settings: alpha"]),
-        ("vtw:keep=0.5", ["'keep'", "Known settings: layer"]),
+        ("vtw:keep=0.5", ["'keep'", "Known settings: compact_early_layers, layer"]),
         ("topv:keep=half", ["topv:keep=half", "an integer", "a number"]),
         ("topv:keep=1.5", ["keep=1.5", "(0, 1]"]),
         ("topv:keep=0", ["keep=0", "at least 1"]),

@@ -42,8 +42,8 @@ def compact_early_layers(cache: Any, record: CacheRecord) -> CacheRecord:
     for layer in layers:
         if type(layer) is not DynamicLayer or getattr(cache, "offloading", False):
             raise UnsupportedError(
-                f"compact_early_layers=True cannot drop columns from a {type(cache).__name__} of {type(layer).__name__} "
-                "on the device. Use a DynamicCache, or leave it out."
+                f"compact_early_layers=True cannot drop columns from a {type(cache).__name__} of "
+                f"{type(layer).__name__}. Use a DynamicCache that is not offloaded, or leave it out."
             )
     for layer in layers:
         layer.keys = _take(layer.keys, record.slots)
