@@ -9,7 +9,7 @@ import torch
 
 from .plan import PrefillPlan
 
-__all__ = ["Compaction", "compact"]
+__all__ = ["Compaction", "compact", "gather_arguments", "stay_index"]
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,24 @@ def compact(plan: PrefillPlan, kept: list[torch.Tensor], device: torch.device) -
     flat = stays.flatten().clone()
     for columns in kept:
         flat.index_fill_(0, columns.flatten(), True)
-    order = flat.view_as(stays).to(torch.uint8).argsort(dim=1, stable=True)
-    index = order[:, plan.layout.length - plan.length :].contiguous()
+    index = stay_index(flat.view_as(stays), plan.length)
     valid = None
     if plan.ragged:
         lengths = torch.tensor(plan.row_lengths, device="cpu").unsqueeze(1)
         valid = torch.arange(plan.length, device="cpu") >= plan.length - lengths
         valid = valid.to(device, non_blocking=True)
     return Compaction(index, valid, plan.layout.length)
+
+
+def stay_index(stays: torch.Tensor, length: int) -> torch.Tensor:
+    """The columns that stay, right-aligned in each row: LongTensor (B, length).
+
+    Args:
+        stays: BoolTensor (B, T), at most `length` of them true in a row; false columns fill shorter rows on the left.
+        length: columns of the compacted batch.
+    """
+    order = stays.to(torch.uint8).argsort(dim=1, stable=True)
+    return order[:, stays.shape[1] - length :].contiguous()
 
 
 def gather_arguments(value: Any, compaction: Compaction, batch: int) -> Any:

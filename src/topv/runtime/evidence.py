@@ -174,12 +174,15 @@ class FiniteCheck:
         self._pending: list[tuple[torch.Tensor, Any]] = []
 
     def look(self, tokens: list[torch.Tensor]) -> None:
-        """Check `tokens`; on a GPU the answer is read by `finish`.
+        """Check `tokens`, as `expect`."""
+        self.expect(torch.stack([states.isfinite().all() for states in tokens]).all())
+
+    def expect(self, finite: torch.Tensor) -> None:
+        """Check a flag that says whether all were finite.
 
         Raises:
-            EvidenceError: when one is not finite.
+            EvidenceError: when it is false, on a CPU; on a GPU `finish` raises.
         """
-        finite = torch.stack([states.isfinite().all() for states in tokens]).all()
         if not finite.is_cuda:
             self._raise_unless(bool(finite))
             return

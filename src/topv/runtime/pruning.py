@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import StaticCache
 
-from ..errors import LayoutError, UnsupportedError
+from ..errors import InputError, LayoutError, UnsupportedError
 from ..layout import VisualLayout
 from ..methods import Method
 from ..models import Family, family_of
 from ..models.encoded import recall, refuse_lost
 from .arguments import Signature
+from .compiled import CompiledPrefill, pruned_static_cache
 from .early_layers import compact_early_layers, refuse_early_compaction
 from .forward import Forward, current_forward, set_forward
 from .masks import prompt_mask, real_columns
@@ -29,6 +31,7 @@ from .report import Report
 from .results import Results
 from .taps import tap_layer
 from .traced import can_trace, is_traced_step, short_step
+from .traced_prefill import TracedPrefill
 from .wrappers import PromptNote, mark_features
 
 __all__ = ["Pruning", "attach", "prune"]
@@ -57,6 +60,7 @@ class Pruning:
         self._results = threading.local()
         self._can_trace = can_trace(family) and not method.compact_early_layers
         self._prompts = PromptNote()
+        self._compiled: CompiledPrefill | None = None
         parts = (family.model, family.multimodal, family.generator)
         self._callable = [module for module in dict.fromkeys(parts) if module is not None]
         refuse_compiled(family)
@@ -115,6 +119,66 @@ class Pruning:
         method has none or nothing of the sample was judged."""
         return self.results.importance()
 
+    # ---- compiling ------------------------------------------------------------------------------------------
+
+    def compile_prefill(self, **options: Any) -> None:
+        """Compile the decoder's prefill, selection included, as one graph for each shape of prompt.
+
+        Call it after attaching and before the first prefill. Prompts that differ in length, batch or the places of
+        their images each have a graph of their own. Decoding steps are not part of it: compile those as without topv
+        (`generate` with a preallocated cache does it on a GPU).
+
+        Args:
+            **options: what `torch.compile` takes besides `fullgraph` and `dynamic`, such as `mode="reduce-overhead"`
+                for CUDA graphs, which need `static_cache`.
+
+        Raises:
+            UnsupportedError: when the decoder or the method cannot be traced, or was compiled before.
+        """
+        if self._compiled is not None:
+            raise UnsupportedError("the prefill is compiled already. Detach and attach anew for other options.")
+        if not self._can_trace:
+            raise UnsupportedError(
+                f"the decoder of {type(self._family.model).__name__} under {self.method!r} needs more than shorter "
+                "tensors (layers of several kinds, or places read off the cache), so it cannot be one graph. Leave the "
+                "prefill uncompiled."
+            )
+        compiled = CompiledPrefill(self._family, self.method, self._mine, options)
+        self._handles.append(compiled.wrapper())
+        self._compiled = compiled
+
+    def static_cache(self, inputs: Mapping[str, Any], *, max_new_tokens: int) -> StaticCache:
+        """A preallocated KV cache for one prompt and what is generated from it, in which the short layers are short.
+
+        Pass it to `generate` or to the model as `past_key_values`; it serves any prompt of this shape after `reset()`.
+
+        Args:
+            inputs: the model's inputs for the prompt, as the processor returned them.
+            max_new_tokens: tokens to generate at most.
+
+        Raises:
+            UnsupportedError: when the decoder has layers that are not plain attention over every column.
+            InputError: when max_new_tokens is below 1 or input_ids are missing.
+        """
+        ids = inputs.get("input_ids")
+        if not isinstance(ids, torch.Tensor) or max_new_tokens < 1:
+            raise InputError(
+                f"static_cache needs inputs with input_ids and max_new_tokens of at least 1, got "
+                f"{sorted(inputs)} and {max_new_tokens}."
+            )
+        plan = self._plan(ids, dict(inputs), mask=prompt_mask(inputs.get("attention_mask")), past=0)
+        weight = next(self._family.language_model.parameters())
+        return pruned_static_cache(
+            self._family,
+            layer=self.layer,
+            whole=ids.shape[1],
+            short=plan.length,
+            max_new_tokens=max_new_tokens,
+            batch=ids.shape[0],
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
     # ---- hooks ----------------------------------------------------------------------------------------------
 
     def detach(self) -> None:
@@ -155,12 +219,20 @@ class Pruning:
             self.detach()
             raise
 
-    def _tapped(self, states: Any) -> Forward | None:
-        """The running forward, if it prunes; none while a compiler traces a decoding step."""
+    def _tapped(self, states: Any) -> Forward | TracedPrefill | None:
+        """What is to read for: the running forward if it prunes, or the prefill that is being traced."""
+        traced = self._traced
+        if traced is not None:
+            return traced
         if self._can_trace and is_traced_step(states):
             return None
         forward = self._mine()
         return forward if forward is not None and forward.prunes else None
+
+    @property
+    def _traced(self) -> TracedPrefill | None:
+        """The prefill that a compiler traces, or runs as it was traced."""
+        return None if self._compiled is None else self._compiled.traced
 
     def _short_layer(self, index: int) -> Forward | None:
         """The running forward, if decoder layer `index` sees a shortened sequence in it."""
@@ -325,6 +397,10 @@ class Pruning:
     def _before_layer(
         self, index: int, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        traced = self._traced
+        if traced is not None:
+            changed = traced.before_layer(index, signature.bind(args, kwargs))
+            return signature.rebuild(args, kwargs, changed) if changed else None
         if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
             changed = short_step(signature.bind(args, kwargs), index)
             return signature.rebuild(args, kwargs, changed) if changed else None
@@ -363,6 +439,9 @@ class Pruning:
             forward.own_sizes = None
 
     def _after_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        traced = self._traced
+        if traced is not None:
+            return traced.after_layer(index, output)
         if self._can_trace and is_traced_step(output[0] if isinstance(output, tuple) else output):
             return None
         forward = self._mine()

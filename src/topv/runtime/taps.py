@@ -13,14 +13,15 @@ from ..models import Family
 from .arguments import Signature
 from .attention_row import KeyTap
 from .forward import Forward
+from .traced_prefill import TracedPrefill
 from .wrappers import Wrapper
 
 __all__ = ["tap_layer"]
 
 _ATTENTIONS = {"attention_row", "attention_map"}
 
-Tapped = Callable[[Any], "Forward | None"]
-"""Gives the forward to read for, from the states (B, T, D) at hand; None when there is nothing to read."""
+Tapped = Callable[[Any], "Forward | TracedPrefill | None"]
+"""Gives what to read for, from the states (B, T, D) at hand; None when there is nothing to read."""
 
 
 def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped) -> list[Any]:
@@ -66,6 +67,11 @@ def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else kwargs.get("hidden_states")
 
 
+def _plain(forward: Any) -> Forward | None:
+    """A forward that is not being traced: attention weights are read in no graph."""
+    return forward if isinstance(forward, Forward) else None
+
+
 def _read_input(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     forward = tapped(_states(args, kwargs))
     if forward is not None:
@@ -83,7 +89,7 @@ def _read_output(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], outpu
 def _tap_keys(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    forward = tapped(_states(args, kwargs))
+    forward = _plain(tapped(_states(args, kwargs)))
     if forward is None:
         return None
     tap = KeyTap(signature.bind(args, kwargs).get("past_key_values"))
@@ -94,7 +100,7 @@ def _tap_keys(
 def _read_attention(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
-    forward = tapped(_states(args, kwargs))
+    forward = _plain(tapped(_states(args, kwargs)))
     if forward is not None:
         forward.evidence.read_attention(module, signature.bind(args, kwargs), forward.mask)
 
@@ -108,7 +114,7 @@ def _run_eagerly(
     **kwargs: Any,
 ) -> Any:
     """The attention module with its whole map computed, as FastV was published, in the place of its fast path."""
-    forward = tapped(_states(args, kwargs))
+    forward = _plain(tapped(_states(args, kwargs)))
     if forward is None:
         return usual(*args, **kwargs)
     return forward.evidence.run_attention(module, signature.bind(args, kwargs), forward.mask)

@@ -175,7 +175,7 @@ def importance(
     if relaxed:
         return relaxed_row_sum(cost, eps=eps, rho=rho, iterations=iterations)
     plan = solve(cost, eps=eps, iterations=iterations)
-    value = plan.relative_supply() if reading == "demand" else plan.log_source  # finer than float32
+    value = type(plan).relative_supply(plan) if reading == "demand" else plan.log_source  # finer than float32
     return subtract_central(value, coordinates, gamma=gamma).to(torch.float32)
 
 

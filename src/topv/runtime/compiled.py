@@ -1,0 +1,168 @@
+"""Compiling the whole prefill of a pruned decoder, and caches whose layers are as long as they need to be."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import StaticCache
+from transformers.cache_utils import StaticLayer
+
+from ..errors import UnsupportedError
+from ..methods import Method
+from ..models import Family
+from .compaction import Compaction
+from .forward import Forward
+from .traced_prefill import TracedPrefill
+from .wrappers import Wrapper
+
+__all__ = ["CompiledPrefill", "pruned_static_cache"]
+
+_CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+
+
+class CompiledPrefill:
+    """The decoder's forward, compiled as one graph from its first layer to its last, selection included.
+
+    A graph is made for each combination of prompt length, batch, places of images and budget; prompts alike in these
+    share it, whatever they show. Prefills that cannot be one graph run as before: those that prune nothing, and those
+    that continue a cache.
+
+    Args:
+        family: the model's parts.
+        method: the method that prunes.
+        running: gives the forward that is running in this context, or None.
+        options: what `torch.compile` takes besides `fullgraph` and `dynamic`.
+
+    Attributes:
+        traced: the prefill that the graph is made for or run on at the moment, or None.
+
+    Raises:
+        UnsupportedError: when the decoder or the method cannot be traced.
+    """
+
+    def __init__(
+        self, family: Family, method: Method, running: Callable[[], Forward | None], options: dict[str, Any]
+    ) -> None:
+        decoder = family.language_model
+        implementation = str(family.text_config._attn_implementation)
+        reason = None
+        if method.needs & {"attention_row", "attention_map"}:
+            reason = f"{type(method).__name__} reads attention weights"
+        elif "forward" in vars(decoder):
+            reason = f"the forward of {type(decoder).__name__} is already wrapped"
+        elif implementation not in ("eager", "sdpa"):
+            reason = f"its masks are those of {implementation}"
+        if reason is not None:
+            raise UnsupportedError(
+                f"the prefill of {type(family.model).__name__} cannot be compiled as one graph: {reason}. Use TopV or "
+                "another method without attention weights, with attn_implementation='sdpa' or 'eager', on a model that "
+                "is not dispatched; or leave the prefill uncompiled."
+            )
+        self.traced: TracedPrefill | None = None
+        self._family = family
+        self._running = running
+        self._usual = decoder.forward
+        self._graphs = options.get("mode") in _CUDA_GRAPH_MODES
+        self._compiled = torch.compile(decoder.forward, fullgraph=True, dynamic=False, **options)
+        # What a graph reads is put in one place, so threads take turns.
+        self._turn = threading.RLock()
+
+    def wrapper(self) -> Wrapper:
+        """Put the compiled forward in the place of the decoder's, until the handle is removed."""
+
+        @functools.wraps(self._usual)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._forward(*args, **kwargs)
+
+        return Wrapper(self._family.language_model, "forward", forward)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        # A compiler around the whole model, or around a decoding step, traces the decoder's own forward.
+        running = None if torch.compiler.is_compiling() else self._running()
+        if running is None or not running.prunes or running.past:
+            return self._usual(*args, **kwargs)
+        states = kwargs.get("inputs_embeds")
+        if not isinstance(states, torch.Tensor):
+            return self._usual(*args, **kwargs)
+        self._refuse_lost_graphs(states.device, kwargs)
+        with self._turn:
+            self.traced = traced = TracedPrefill(running, states.device)
+            try:
+                output = self._compiled(*args, **kwargs)
+            finally:
+                self.traced = None
+            self._hand_over(traced, running, output, states)
+        return output
+
+    def _refuse_lost_graphs(self, device: torch.device, kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        kept = cache is not None or kwargs.get("use_cache")
+        if self._graphs and device.type == "cuda" and kept and not getattr(cache, "is_compileable", False):
+            raise UnsupportedError(
+                "a CUDA graph overwrites its outputs when it runs again, and with them the keys and values of a cache "
+                "that grows. Pass past_key_values=pruning.static_cache(inputs, max_new_tokens=...), or compile with "
+                "another mode."
+            )
+
+    def _hand_over(self, traced: TracedPrefill, running: Forward, output: Any, states: torch.Tensor) -> None:
+        """Give the running forward what its own hooks would have left there."""
+        index, finite = traced.index, traced.finite
+        if index is None or finite is None:
+            raise UnsupportedError(f"the decoder ended before its layer {traced.layer}, where pruning was to begin.")
+        running.finite.expect(finite)
+        # What a graph has returned it may overwrite when it runs again.
+        running.compaction = Compaction(index.clone(), traced.valid, traced.length)
+        running.outcome.kept = [kept.clone() for kept in traced.kept]
+        running.outcome.recovered = [flags.clone() for flags in traced.recovered]
+        running.outcome.importance = [None if scores is None else scores.clone() for scores in traced.importance]
+        running.outcome.element_size = states.element_size()
+        for layer in range(len(self._family.layers)):
+            if self._family.keeps_keys(layer):
+                running.outcome.lengths[layer] = traced.length if layer < traced.layer else traced.short
+        if running.cache is None:
+            running.cache = getattr(output, "past_key_values", None)
+
+
+def pruned_static_cache(
+    family: Family,
+    *,
+    layer: int,
+    whole: int,
+    short: int,
+    max_new_tokens: int,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> StaticCache:
+    """A preallocated cache in which each layer has room for what it will hold, and no more.
+
+    Args:
+        family: the model's parts.
+        layer: first layer that sees a shortened sequence.
+        whole: columns of the prompt.
+        short: columns of the shortened prompt.
+        max_new_tokens: tokens to generate.
+        batch: rows.
+        dtype: of keys and values.
+        device: where the decoder runs.
+
+    Raises:
+        UnsupportedError: when the decoder's layers do not all keep the keys of every column.
+    """
+    cache = StaticCache(config=family.text_config, max_cache_len=whole + max_new_tokens)
+    if family.mixed or family.lends_keys or any(type(held) is not StaticLayer for held in cache.layers):
+        raise UnsupportedError(
+            f"the decoder of {type(family.model).__name__} has layers with windows, states or shared keys, whose "
+            "preallocated lengths are not topv's to choose. Use cache_implementation='static'."
+        )
+    for index in range(layer, len(cache.layers)):
+        cache.layers[index] = StaticLayer(max_cache_len=short + max_new_tokens)
+    for held in cache.layers:
+        # Before any graph is made: what a graph allocates has no fixed address.
+        empty = torch.empty(batch, family.kv_heads, 0, family.head_dim, dtype=dtype, device=device)
+        held.lazy_initialization(empty, empty)
+    return cache
