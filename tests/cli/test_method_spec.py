@@ -37,7 +37,7 @@ def test_settings_follow_a_colon_until_the_next_name():
 def test_values_are_read_by_the_type_of_the_setting():
     (method,) = methods("topv:keep=64,layer=none,rho=inf,normalize=false,iterations=5,scale=mean,target=mlp")
     assert (method.keep, type(method.keep)) == (64, int)
-    assert method.layer is None
+    assert method.layer == 2
     assert method.rho == math.inf
     assert method.normalize is False
     assert (method.iterations, method.scale, method.target) == (5, "mean", "mlp")

@@ -25,10 +25,16 @@ class Evidence:
         rows_and_columns: the grids' shape (h, w), h * w = N.
         coordinates: float32 (N, 2), each token's (row, column).
         images: for each grid its number among its sample's grids, so that a result need not depend on the batch.
-        source: (G, N, D) visual tokens entering layer `layer - 1`, in the model's dtype, or None if not asked for.
+        source: (G, N, D) visual tokens entering layer `layer - 1` (entering the decoder, where `layer` is 0), in the
+            model's dtype, or None if not asked for.
         target: (G, N, D) the same tokens at the method's target position in that layer, or None.
         attention: float32 (G, N), the attention that the last prompt token pays to each visual token in that
             layer, averaged over heads, or None.
+        encoder_source: (G, N, D') what enters the block of the vision tower whose output becomes visual tokens, pooled
+            as the model pools its patches into tokens, or None.
+        encoder_target: (G, N, D') the same at the method's target position in that block, or None.
+        encoder_attention: float32 (G, N), the attention that each token's patches get in that block: from the class
+            token where it has one, from all patches else; mean over heads and patches; or None.
     """
 
     rows_and_columns: tuple[int, int]
@@ -37,6 +43,9 @@ class Evidence:
     source: torch.Tensor | None = None
     target: torch.Tensor | None = None
     attention: torch.Tensor | None = None
+    encoder_source: torch.Tensor | None = None
+    encoder_target: torch.Tensor | None = None
+    encoder_attention: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +54,8 @@ class Method:
 
     Args:
         keep: share in (0, 1] of the visual tokens that share a budget to keep (float), or how many (int).
-        layer: number of decoder layers that see every token; the sequence is shorter from layer index `layer` on.
+        layer: number of decoder layers that see every token; the sequence is shorter from layer index `layer` on. 0
+            needs a method that reads no decoder layer.
         budget: what `keep` is a share or a count of: each "grid" by itself, all grids of an "image" (its tiles and
             thumbnail, a video's frames) together, or all of a "sample". Where grids share a budget their scores are
             compared as they are.
@@ -69,8 +79,13 @@ class Method:
         object.__setattr__(self, "keep", validate_keep(self.keep))
         if self.layer is not None and not _is_count(self.layer):
             raise ValueError(
-                f"layer={self.layer!r} must be an integer of at least 1: the number of decoder layers that see "
-                "every token. The evidence is read in the last of them."
+                f"layer={self.layer!r} must be an integer of at least 0: the number of decoder layers that see "
+                "every token."
+            )
+        if self.layer == 0 and not self.can_precede_decoder:
+            raise ValueError(
+                f"layer=0 must be at least 1 for {type(self).__name__}, which needs a decoder layer that sees "
+                "every token."
             )
         if not isinstance(self.compact_early_layers, bool):
             raise ValueError(f"compact_early_layers={self.compact_early_layers!r} must be True or False.")
@@ -84,8 +99,14 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The evidence to read: "source", one of `TARGETS`, "attention_row" or "attention_map"."""
+        """The evidence to read: "source", one of `TARGETS`, "attention_row" or "attention_map"; and of the vision tower
+        "encoder_source", "encoder_" and one of `TARGETS`, or "encoder_weights"."""
         return frozenset()
+
+    @property
+    def can_precede_decoder(self) -> bool:
+        """Whether the evidence is there before any decoder layer has run, so that `layer` may be 0."""
+        return all(name.startswith("encoder_") for name in self.needs)
 
     @property
     def uses_places(self) -> bool:
@@ -99,10 +120,11 @@ class Method:
             ValueError: when the decoder has no layer of that index.
         """
         layer = depth // 2 if self.layer is None else self.layer
-        if not 1 <= layer < depth:
+        first = 0 if self.can_precede_decoder else 1
+        if not first <= layer < depth:
             raise ValueError(
                 f"layer={layer} leaves nothing to prune: the decoder has {depth} layers, so layer must be "
-                f"between 1 and {depth - 1}."
+                f"between {first} and {depth - 1}."
             )
         return layer
 
@@ -123,6 +145,6 @@ def _is_count(value: Any) -> bool:
     if isinstance(value, bool):
         return False
     try:
-        return operator.index(value) >= 1
+        return operator.index(value) >= 0
     except TypeError:
         return False

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from ..budget import recovered_count
-from .base import TARGETS, Method
+from .base import TARGETS, Evidence, Method
 
 __all__ = ["CostMethod"]
 
@@ -17,7 +19,10 @@ class CostMethod(Method):
     """A method that poses the cost C = alpha F + beta S + gamma E between source and target tokens.
 
     Args:
-        target: where target tokens are read in layer `layer - 1`: "pre_norm" (what enters attention), "attention"
+        stage: where the problem is posed: in the "decoder" layer `layer - 1`, or in the "encoder", in the block of the
+            vision tower whose output becomes visual tokens, so that no decoder layer need see every token.
+        layer: number of decoder layers that see every token; None means 2, and 0 with stage="encoder".
+        target: where target tokens are read in that layer or block: "pre_norm" (what enters attention), "attention"
             (what leaves it), "post_norm" (what enters the MLP; the paper's choice) or "mlp" (what leaves it).
         alpha: weight of the feature distance F.
         beta: weight of the spatial distance S.
@@ -28,6 +33,8 @@ class CostMethod(Method):
         recovery: share in [0, 1) of the kept tokens that is a uniform sample of the tokens ranked lower.
     """
 
+    layer: int | None = None
+    stage: Literal["decoder", "encoder"] = "decoder"
     target: str = "post_norm"
     alpha: float = 1.0
     beta: float = 0.0
@@ -38,9 +45,13 @@ class CostMethod(Method):
     recovery: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if self.stage not in ("decoder", "encoder"):
+            raise ValueError(f"stage={self.stage!r} must be 'decoder' or 'encoder': where the evidence is read.")
         if self.target not in TARGETS:
             raise ValueError(f"target={self.target!r} is not one of {', '.join(TARGETS)}.")
+        if self.layer is None:
+            object.__setattr__(self, "layer", 2 if self.stage == "decoder" else 0)
+        super().__post_init__()
         if self.scale not in ("max", "mean"):
             raise ValueError(f"scale={self.scale!r} must be 'max' or 'mean'.")
         for name in ("alpha", "beta", "gamma"):
@@ -54,7 +65,21 @@ class CostMethod(Method):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"source", self.target})
+        names = {"source", self.target}
+        return frozenset(names if self.stage == "decoder" else {f"encoder_{name}" for name in names})
+
+    def problem(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+        """Source and target tokens (G, N, D) of the stage.
+
+        Raises:
+            ValueError: when they were not read.
+        """
+        pair = evidence.source, evidence.target
+        if self.stage == "encoder":
+            pair = evidence.encoder_source, evidence.encoder_target
+        if pair[0] is None or pair[1] is None:
+            raise ValueError(f"{type(self).__name__} needs source and target tokens of the {self.stage}, and got None.")
+        return pair[0], pair[1]
 
     @property
     def uses_places(self) -> bool:

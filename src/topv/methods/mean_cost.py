@@ -21,11 +21,10 @@ class MeanCost(CostMethod):
     """
 
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
-        if evidence.source is None or evidence.target is None:
-            raise ValueError("MeanCost needs evidence.source and evidence.target (G, N, D), and got None.")
+        source, target = self.problem(evidence)
         cost = transport.cost_matrix(
-            evidence.source,
-            evidence.target,
+            source,
+            target,
             evidence.coordinates,
             alpha=self.alpha,
             beta=self.beta,

@@ -72,12 +72,11 @@ class TopV(CostMethod):
         )
 
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
-        if evidence.source is None or evidence.target is None:
-            raise ValueError("TopV needs evidence.source and evidence.target (G, N, D), and got None.")
+        source, target = self.problem(evidence)
         return transport.importance(
             self.importance,
-            evidence.source,
-            evidence.target,
+            source,
+            target,
             evidence.coordinates,
             alpha=self.alpha,
             beta=self.beta,

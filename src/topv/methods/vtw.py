@@ -28,6 +28,11 @@ class VTW(Method):
     budget: Literal["grid", "image", "sample"] = field(default="grid", init=False, repr=False)
     has_importance: ClassVar[bool] = False
 
+    @property
+    def can_precede_decoder(self) -> bool:
+        # Without a layer that sees visual tokens the answer would be blind.
+        return False
+
     def count(self, tokens: int) -> int:
         return 0
 

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import UnsupportedError
 from ..layout import Picture, VisualLayout
 from .encoded import Recalled, note, recall, refuse_lost
+from .tower import feeding_block
 
 __all__ = ["Family", "Handle", "ShortLayer", "find_decoder", "run_lengths"]
 
@@ -282,10 +283,14 @@ class Family:
         whole = {**recalled.arguments, **given, "input_ids": inputs["input_ids"].cpu()[one_of_each]}
         return self._layout(placeholders[one_of_each], whole, recalled).repeated(recalled.copies)
 
+    def kinds(self, placeholders: torch.Tensor, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Which placeholders (B, T) stand for tokens of an image, and which for those of a video."""
+        is_video = placeholders & torch.isin(input_ids, torch.tensor(sorted(self.video_ids - self.image_ids)))
+        return {"image": placeholders & ~is_video, "video": is_video}
+
     def _layout(self, placeholders: torch.Tensor, inputs: Mapping[str, Any], recalled: Recalled) -> VisualLayout:
-        ids = inputs["input_ids"]
-        is_video = placeholders & torch.isin(ids, torch.tensor(sorted(self.video_ids - self.image_ids)))
-        kinds = {"image": placeholders & ~is_video, "video": is_video}
+        kinds = self.kinds(placeholders, inputs["input_ids"])
+        is_video = kinds["video"]
         rules = {"image": self.images, "video": self.videos}
         queues: dict[str, Sequence[Picture] | None] = {}
         for kind, rule in rules.items():
@@ -298,6 +303,30 @@ class Family:
                     raise refuse_lost(self.model)
                 queues[kind] = [Picture.placeless(length) for length in run_lengths(kinds[kind])]
         return VisualLayout.from_pictures(placeholders, _in_prompt_order(placeholders, is_video, queues))
+
+    def tower_block(self) -> nn.Module:
+        """The block of the vision tower whose output becomes visual tokens.
+
+        Raises:
+            UnsupportedError: when there is no one such block.
+        """
+        return feeding_block(self.multimodal, self.config)
+
+    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The tower's states, grouped as the model groups them into visual tokens: (tokens, D), in prompt order.
+
+        Args:
+            kind: "image" or "video".
+            states: what enters or leaves a part of `tower_block`, class token included.
+            inputs: the arguments that the pictures were encoded from, by name.
+
+        Raises:
+            UnsupportedError: when it is not known how this model pools.
+        """
+        raise UnsupportedError(
+            f"topv does not know how {type(self.model).__name__} pools the {kind}s of its vision tower into tokens, so "
+            "no evidence can be read there. Use a method that reads the decoder, such as TopV(stage='decoder')."
+        )
 
     def fixed_grid(self) -> tuple[int, int]:
         """The (h, w) grid that every image fills, for models that scale all images to one size.

@@ -10,6 +10,7 @@ import torch
 from ..errors import LayoutError
 from ..layout import Picture
 from .family import Family
+from .tower import pixel_shuffled, without_class_token
 
 __all__ = ["AyaVision", "InternVl"]
 
@@ -42,6 +43,11 @@ class InternVl(Family):
             )
         return pictures
 
+    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        strategy = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
+        patches = without_class_token(states, strategy)
+        return pixel_shuffled(self.multimodal, patches, self.config.downsample_ratio).flatten(0, 1)
+
     def _height(self) -> int:
         size = self.config.vision_config.image_size
         return size if isinstance(size, int) else size[0]
@@ -57,6 +63,9 @@ class InternVl(Family):
 
 class AyaVision(InternVl):
     """`AyaVisionForConditionalGeneration`: words stand before each tile of an image."""
+
+    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        return Family.pool_tower(self, kind, states, inputs)
 
     def _side(self, height: int) -> int:
         return height // self.config.vision_config.patch_size // self.config.downsample_factor

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -12,6 +13,7 @@ from ..errors import LayoutError
 from ..layout import Part, Picture
 from .family import Family
 from .squares import held
+from .tower import without_class_token
 
 __all__ = ["LlavaNext", "LlavaNextVideo", "LlavaOnevision"]
 
@@ -28,6 +30,29 @@ class LlavaNext(Family):
                 "images came without image_sizes, which their grids follow. Pass what the processor gave."
             )
         return [self._tiled((int(height), int(width))) for height, width in torch.as_tensor(sizes).tolist()]
+
+    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        if kind != "image":
+            return super().pool_tower(kind, states, inputs)
+        strategy = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
+        patches, pack = without_class_token(states, strategy), cast(Any, self.multimodal).pack_image_features
+        pictures = [int(count) for count in self._tiles_of(inputs)]
+        options: dict[str, Any] = {"image_newline": patches.new_zeros(patches.shape[-1])}
+        accepted = inspect.signature(pack).parameters
+        known = {
+            "vision_feature_select_strategy": strategy,
+            "vision_aspect_ratio": inputs.get("vision_aspect_ratio") or getattr(self.config, "vision_aspect_ratio", ""),
+        }
+        options |= {name: value for name, value in known.items() if name in accepted}
+        packed, _ = pack(patches.split(pictures), inputs["image_sizes"], **options)
+        return torch.cat(list(packed))
+
+    def _tiles_of(self, inputs: Mapping[str, Any]) -> Sequence[int]:
+        """How many tiles the tower is given of each image, the thumbnail included."""
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        edge = self.config.vision_config.image_size
+        return [image_size_to_num_patches(s, self.config.image_grid_pinpoints, edge) for s in inputs["image_sizes"]]
 
     @property
     def _side(self) -> int:
@@ -91,6 +116,13 @@ class LlavaOnevision(LlavaNextVideo):
         whole = Picture.filled((self._side, self._side))
         whole = Picture(whole.tokens + self.newlines, whole.parts)
         return [picture if tiled else whole for picture, tiled in zip(pictures, alone, strict=True)]
+
+    def _tiles_of(self, inputs: Mapping[str, Any]) -> Sequence[int]:
+        counts, per_sample = super()._tiles_of(inputs), inputs.get("batch_num_images")
+        if per_sample is None:
+            return counts
+        alone = [count == 1 for count in torch.as_tensor(per_sample).tolist() for _ in range(count)]
+        return [count if tiled else 1 for count, tiled in zip(counts, alone, strict=True)]
 
     @property
     def _frame_side(self) -> int:

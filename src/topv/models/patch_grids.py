@@ -10,6 +10,7 @@ import torch
 from ..errors import LayoutError
 from ..layout import Part, Picture
 from .family import Family
+from .tower import merged_patches
 
 __all__ = ["ChunkedVideos", "CompressedVideos", "PatchGrids"]
 
@@ -25,6 +26,13 @@ class PatchGrids(Family):
 
     def videos(self, inputs: Mapping[str, Any]) -> Sequence[Picture]:
         return [self._picture(grid, "frame") for grid in self._grids(inputs, "video")]
+
+    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        tower = getattr(self.multimodal, "visual", None)
+        grids = inputs.get(f"{kind}_grid_thw")
+        if tower is None or grids is None or self.merge[0] != self.merge[1] or not _merges_in_order(tower):
+            return super().pool_tower(kind, states, inputs)
+        return merged_patches(tower, states.flatten(0, -2), self.merge[0], torch.as_tensor(grids).cpu())
 
     @property
     def merge(self) -> tuple[int, int]:
@@ -85,6 +93,11 @@ class CompressedVideos(PatchGrids):
             kinds = ["frame" if kind == "video" or frames > 1 else "image"] * frames
             pictures.append(Picture.stacked([(height // size, width // size)] * frames, kinds))
         return pictures
+
+
+def _merges_in_order(tower: Any) -> bool:
+    """Whether the patches that meet in a token stand side by side, as Qwen's processors put them."""
+    return type(tower).__name__.startswith("Qwen") and hasattr(tower, "spatial_merge_size")
 
 
 def _kept(picture: Picture, mask: torch.Tensor) -> Picture:

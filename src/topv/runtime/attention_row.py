@@ -15,7 +15,7 @@ from ..errors import UnsupportedError
 from .masks import visible
 from .record import mask_sizes
 
-__all__ = ["KeyTap", "attention_to_tokens", "run_eagerly"]
+__all__ = ["KeyTap", "attention_to_tokens", "call_eagerly", "run_eagerly"]
 
 
 class KeyTap:
@@ -128,7 +128,7 @@ def attention_to_tokens(
     before = torch.zeros_like(last) if whole_map else last
     call["past_key_values"] = _Replay(tap.keys, tap.values, before + past)
     call["attention_mask"] = _additive_mask(hidden, mask, queries, past=past, width=width)
-    _, weights = _call_eagerly(attention, call)
+    _, weights = call_eagerly(attention, call)
     return _row_mean(attention, weights, rows if whole_map else torch.zeros_like(rows))
 
 
@@ -161,11 +161,16 @@ def run_eagerly(
     width, _ = mask_sizes(cache, length, getattr(attention, "layer_idx", 0))
     queries = torch.arange(length, device=hidden.device).expand(batch, -1)
     call = {**arguments, "attention_mask": _additive_mask(hidden, mask, queries, past=past, width=width)}
-    output, weights = _call_eagerly(attention, call)
+    output, weights = call_eagerly(attention, call)
     return output, _row_mean(attention, weights, last.to(hidden.device, non_blocking=True))
 
 
-def _call_eagerly(attention: nn.Module, call: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+def call_eagerly(attention: nn.Module, call: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+    """Call an attention module by names, eagerly: what it returns, and its weights (B, heads, queries, keys).
+
+    Raises:
+        UnsupportedError: when it keeps its weights to itself.
+    """
     accepted = inspect.signature(type(attention).forward).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         call = {name: value for name, value in call.items() if name in accepted}
@@ -173,7 +178,7 @@ def _call_eagerly(attention: nn.Module, call: dict[str, Any]) -> tuple[Any, torc
     weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
     if weights is None:
         raise UnsupportedError(
-            f"{type(attention).__name__} returns no attention weights in eager mode, so FastV has nothing to rank by. "
+            f"{type(attention).__name__} returns no attention weights in eager mode, so there is nothing to rank by. "
             "Use a method that needs none, such as TopV."
         )
     return output, weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import nn
 
 from ..errors import EvidenceError
 from ..layout import coordinates
-from ..methods import Evidence, Method
+from ..methods import TARGETS, Evidence, Method
 from .attention_row import KeyTap, attention_to_tokens, run_eagerly
 from .plan import Bucket, PrefillPlan, Section
 
 __all__ = ["EvidenceReader", "FiniteCheck"]
+
+_ENCODER_TARGETS = tuple(f"encoder_{name}" for name in TARGETS)
 
 
 class EvidenceReader:
@@ -26,6 +29,7 @@ class EvidenceReader:
 
     Attributes:
         keys: the keys that the tapped attention module works with, while it runs.
+        encoder: by kind of picture, then by name, what was read in the vision tower, a row for each placeholder.
     """
 
     def __init__(self, plan: PrefillPlan, method: Method, past: int) -> None:
@@ -37,6 +41,17 @@ class EvidenceReader:
         self._target: list[torch.Tensor] | None = None
         self._attention: torch.Tensor | None = None
         self.keys: KeyTap | None = None
+        self.encoder: dict[str, dict[str, torch.Tensor]] = {}
+        self._placeholders: tuple[Mapping[str, torch.Tensor], int] | None = None
+
+    def note_placeholders(self, kinds: Mapping[str, torch.Tensor], copies: int) -> None:
+        """Remember which columns stand for the rows that the vision tower gives.
+
+        Args:
+            kinds: by kind of picture, BoolTensor (B, T).
+            copies: rows of the batch that are made of each sample, and show the same pictures.
+        """
+        self._placeholders = kinds, copies
 
     def flat_columns(self, device: torch.device) -> list[torch.Tensor]:
         """For each bucket of the plan, `Bucket.flat` on `device`."""
@@ -112,6 +127,7 @@ class EvidenceReader:
     def release(self) -> None:
         """Let go of everything that was read."""
         self._source = self._target = self._attention = self.keys = None
+        self.encoder = {}
 
     def scores(self, number: int, device: torch.device) -> torch.Tensor:
         """The scores of a bucket's tokens: float32 (G, N), one solve for all its grids of a shape.
@@ -151,6 +167,8 @@ class EvidenceReader:
         if source is not None and target is not None and source.shape[-1] > target.shape[-1]:
             # Several residual streams side by side: what a layer reads is a mixture of them.
             source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
+        target_name = next((name for name in _ENCODER_TARGETS if name in self._method.needs), "")
+        weights = self._encoded("encoder_weights", section, device)
         shape = section.grids[0].rows_and_columns
         return Evidence(
             rows_and_columns=shape,
@@ -159,7 +177,35 @@ class EvidenceReader:
             source=source,
             target=target,
             attention=attention,
+            encoder_source=self._encoded("encoder_source", section, device),
+            encoder_target=self._encoded(target_name, section, device),
+            encoder_attention=None if weights is None else weights.float().mean(-1),
         )
+
+    def _encoded(self, name: str, section: Section, device: torch.device) -> torch.Tensor | None:
+        """What the vision tower says of a section's tokens, (P * G, n, D), or None where it was not asked."""
+        if name not in self._method.needs or self._placeholders is None:
+            return None
+        kinds, copies = self._placeholders
+        states, rows, before = [], torch.full_like(next(iter(kinds.values())), -1, dtype=torch.long), 0
+        for kind, marks in kinds.items():
+            own = self.encoder.get(kind, {}).get(name.removeprefix("encoder_"))
+            counts = marks[::copies].sum(1)
+            expected = int(counts.sum())
+            if (0 if own is None else len(own)) != expected:
+                raise EvidenceError(
+                    f"the vision tower gave {0 if own is None else len(own)} rows of evidence, and the prompt has "
+                    f"{expected} {kind} placeholders. Pass the pixel values that the processor returned, and attach "
+                    "the method before they are encoded."
+                )
+            if own is None:
+                continue
+            first = (counts.cumsum(0) - counts + before).repeat_interleave(copies).unsqueeze(1)
+            rows = torch.where(marks, marks.cumsum(1) - 1 + first, rows)
+            states.append(own)
+            before += expected
+        index = torch.stack([rows[grid.sample, grid.columns] for grid in section.grids])
+        return torch.cat(states)[index.to(states[0].device)].to(device)
 
 
 class FiniteCheck:

@@ -21,6 +21,7 @@ from ..models.encoded import recall, refuse_lost
 from .arguments import Signature
 from .compiled import CompiledPrefill, pruned_static_cache
 from .early_layers import compact_early_layers, refuse_early_compaction
+from .encoder_taps import EncoderTaps, encoder_states
 from .forward import Forward, current_forward, set_forward
 from .masks import prompt_mask, real_columns
 from .outputs import scatter_output
@@ -58,7 +59,7 @@ class Pruning:
         self._family = family
         self._handles: list[Any] = []
         self._results = threading.local()
-        self._can_trace = can_trace(family) and not method.compact_early_layers
+        self._can_trace = can_trace(family) and self.layer > 0 and not method.compact_early_layers
         self._prompts = PromptNote()
         self._compiled: CompiledPrefill | None = None
         parts = (family.model, family.multimodal, family.generator)
@@ -211,7 +212,9 @@ class Pruning:
                 if index >= self.layer and family.rejoins:
                     self._handles.append(layer.register_forward_hook(functools.partial(self._after_layer, index)))
             self._handles += tap_layer(family, self.layer - 1, self.method.needs, self._tapped)
-            self._handles += mark_features(family)
+            encoder = EncoderTaps(family, self.method.needs)
+            self._handles += encoder.handles
+            self._handles += mark_features(family, encoder, self._mine)
             self._handles += family.corrections(self._short_layer)
             if family.generator is not None:
                 self._handles += self._prompts.follow(family.generator)
@@ -313,6 +316,10 @@ class Pruning:
             plan=plan,
             is_prefill=plan is not None and (past == 0 or plan.layout.visual_tokens > 0),
         )
+        if forward.prunes and any(name.startswith("encoder_") for name in self.method.needs):
+            marks = self._family.placeholders(input_ids, inputs).cpu()
+            forward.evidence.note_placeholders(self._family.kinds(marks, input_ids.cpu()), recall(inputs).copies)
+            forward.evidence.encoder.update(encoder_states(inputs))
         forward.mask = mask
         return forward
 

@@ -33,12 +33,15 @@ def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped
     Raises:
         ValueError: when some evidence is of no known kind.
     """
-    unknown = set(needs) - {"source", *_ATTENTIONS, *TARGETS}
+    needs = {name for name in needs if not name.startswith("encoder_")}
+    unknown = needs - {"source", *_ATTENTIONS, *TARGETS}
     if unknown:
         raise ValueError(
             f"the method asks for unknown evidence {sorted(unknown)}. Known: source, attention_row, attention_map, "
             f"{', '.join(TARGETS)}."
         )
+    if not needs - {"source"}:
+        return []
     layer = family.layers[index]
     attention, mlp = family.attention(layer), family.mlp(layer)
     handles: list[Any] = []

@@ -12,6 +12,8 @@ from torch import nn
 
 from ..models import Family
 from .arguments import Signature
+from .encoder_taps import EncoderTaps, note_states
+from .forward import Forward
 
 __all__ = ["PromptNote", "Wrapper", "mark_features"]
 
@@ -34,24 +36,47 @@ class Wrapper:
         vars(self._module).pop(self._name, None)
 
 
-def mark_features(family: Family) -> list[Wrapper]:
-    """Let every encoded picture carry its layout: `generate` encodes first, and hands on the features alone."""
+def mark_features(family: Family, taps: EncoderTaps, running: Callable[[], Forward | None]) -> list[Wrapper]:
+    """Let every encoded picture carry its layout, and what was read in the vision tower: `generate` encodes first, and
+    hands on the features alone.
+
+    Args:
+        family: the model's parts.
+        taps: the taps on its vision tower.
+        running: gives the forward in which pictures are encoded, or None where it comes later.
+    """
     holder = family.multimodal
     handles = []
     for kind in ("image", "video"):
         name = f"get_{kind}_features"
         encode = getattr(holder, name, None)
         if encode is not None and name not in vars(holder):
-            handles.append(Wrapper(holder, name, _marking(family, kind, encode)))
+            handles.append(Wrapper(holder, name, _marking(family, kind, encode, taps, running)))
     return handles
 
 
-def _marking(family: Family, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+def _marking(
+    family: Family,
+    kind: str,
+    encode: Callable[..., Any],
+    taps: EncoderTaps,
+    running: Callable[[], Forward | None],
+) -> Callable[..., Any]:
     @functools.wraps(encode)
     def marked(*args: Any, **kwargs: Any) -> Any:
-        output = encode(*args, **kwargs)
-        if not torch.compiler.is_compiling():
-            family.mark(kind, Signature.of(encode).bind(args, kwargs), output)
+        if torch.compiler.is_compiling():
+            return encode(*args, **kwargs)
+        inputs = Signature.of(encode).bind(args, kwargs)
+        if not taps.wanted:
+            output = encode(*args, **kwargs)
+        else:
+            with taps.reading(kind, inputs) as states:
+                output = encode(*args, **kwargs)
+            note_states(output, states)
+            forward = running()
+            if forward is not None and forward.prunes:
+                forward.evidence.encoder[kind] = states
+        family.mark(kind, inputs, output)
         return output
 
     return marked
