@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.minicpmv4_6 import modeling_minicpmv4_6
 
 from topv.errors import LayoutError
 from topv.layout import Grid, VisualLayout
@@ -303,20 +304,36 @@ def test_tokens_left_out_of_a_video(models: dict[str, Any]) -> None:
     assert cells(layout.grids[2], change(model, blank, inputs(2, (2, 4)))) == [(0, 12)]
 
 
-@pytest.mark.parametrize("mode", ["16x", "4x"])
-def test_an_overview_and_slices(mode: str) -> None:
+merges_each_crop = pytest.mark.skipif(
+    hasattr(modeling_minicpmv4_6, "get_vision_merged_shape"),
+    reason="this transformers' MiniCPM-V 4.6 merges the patches of every crop in the shape of the first",
+)
+
+
+@pytest.mark.parametrize(
+    ("mode", "slices", "overview"),
+    [
+        pytest.param("16x", (2, 3), (48, 80), marks=merges_each_crop),
+        ("4x", (2, 3), (48, 80)),
+        # All crops have one shape.
+        ("16x", (2, 2), (64, 64)),
+    ],
+)
+def test_an_overview_and_slices(mode: str, slices: tuple[int, int], overview: tuple[int, int]) -> None:
     from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
     cell = 16 if mode == "16x" else 8
     model = local_model("minicpmv4_6")
     processor = MiniCPMV4_6ImageProcessorPil(patch_size=4, scale_resolution=64, downsample_mode=mode)
+    height, width = slices[0] * 64, slices[1] * 64
+    tiles = slices[0] * slices[1]
 
     def inputs(place: tuple[int, int] | None) -> dict[str, Any]:
-        # A small image, which stays whole, before one that becomes 2 x 3 slices of 64 x 64 pixels.
-        images = [canvas((64 // cell, 64 // cell), None, cell), canvas((128 // cell, 192 // cell), place, cell)]
+        # A small image, which stays whole, before one that becomes slices of 64 x 64 pixels.
+        images = [canvas((64 // cell, 64 // cell), None, cell), canvas((height // cell, width // cell), place, cell)]
         cut = processor(images, return_tensors="pt")
-        assert cut["num_patches_per_image"] == [1, 7]
-        assert list(cut["grids"][1]) == [2, 3]
+        assert cut["num_patches_per_image"] == [1, 1 + tiles]
+        assert list(cut["grids"][1]) == list(slices)
         recipe, tokens, start = copy.copy(recipes()["minicpmv4_6"]), [], 0
         recipe.stride = cell // 4
         for crops in cut["num_patches_per_image"]:
@@ -329,26 +346,28 @@ def test_an_overview_and_slices(mode: str) -> None:
     blank = inputs(None)
     _, layout = layout_of(model, blank)
     side = 64 // cell
-    assert [grid.kind for grid in layout.grids] == ["image", "thumbnail", *["tile"] * 6]
-    assert [grid.image for grid in layout.grids] == [0, *[1] * 7]
+    assert [grid.kind for grid in layout.grids] == ["image", "thumbnail", *["tile"] * tiles]
+    assert [grid.image for grid in layout.grids] == [0, *[1] * (1 + tiles)]
     assert [grid.rows_and_columns for grid in layout.grids] == [
         (side, side),
-        (48 // cell, 80 // cell),
-        *[(side, side)] * 6,
+        (overview[0] // cell, overview[1] // cell),
+        *[(side, side)] * tiles,
     ]
     rows, columns = layout.grids[1].rows_and_columns
     for row, column in [(0, 0), (4, 5), (1, 6), (6, 10), (7, 0), (0, 11)]:
+        if column * 16 >= width:
+            continue
         # Places are in cells of 16 pixels.
         place = (row * 16 // cell, column * 16 // cell)
         changes = change(model, blank, inputs(place))
         found = [cells(grid, changes) for grid in (layout.grids[0], *layout.grids[2:])]
-        tile = row // 4 * 3 + column // 4
-        expected: list[list[tuple[int, int]]] = [[] for _ in range(7)]
+        tile = row // 4 * slices[1] + column // 4
+        expected: list[list[tuple[int, int]]] = [[] for _ in range(1 + tiles)]
         expected[1 + tile] = [(place[0] % side, place[1] % side)]
         assert found == expected
         # The overview is a smaller copy, whose pixels blend: the most changes in a cell that the block reaches into.
-        top, bottom = place[0] * cell * rows // 128, (((place[0] + 1) * cell - 1) * rows) // 128
-        left, right = place[1] * cell * columns // 192, (((place[1] + 1) * cell - 1) * columns) // 192
+        top, bottom = place[0] * cell * rows // height, (((place[0] + 1) * cell - 1) * rows) // height
+        left, right = place[1] * cell * columns // width, (((place[1] + 1) * cell - 1) * columns) // width
         at = divmod(int(changes[layout.grids[1].columns].argmax()), columns)
         assert top <= at[0] <= bottom
         assert left <= at[1] <= right

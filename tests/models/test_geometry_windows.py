@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from architectures import recipe_of
 from topv.errors import LayoutError
 from topv.layout import VisualLayout
 from topv.models.registry import family_of
-from topv.probe.recipes import recipes
+from topv.probe.recipe import takes
 
 Box = tuple[float, float, float, float]
 """Top, left, bottom and right, of a picture whose sides are 1."""
@@ -33,7 +34,7 @@ def picture(height: int, width: int, block: tuple[float, float] | None) -> np.nd
 def build(model_type: str) -> Any:
     """The recipe's model, with a tower in which no patch sees another."""
     torch.manual_seed(0)
-    model = recipes()[model_type].build()
+    model = recipe_of(model_type).build()
     for name, parameter in model.named_parameters():
         tower = "vision" in name and "projector" not in name
         if tower and any(f".{part}." in name for part in ("out_proj", "o_proj")):
@@ -218,6 +219,7 @@ def test_smolvlm_frames(block: tuple[float, float]) -> None:
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 3), (2, 2)])
 def test_granite_docling(shape: tuple[int, int], block: tuple[float, float], fine: bool) -> None:
+    model = build("granite_docling")
     from transformers.models.granite_docling.image_processing_pil_granite_docling import GraniteDoclingImageProcessorPil
 
     processor = GraniteDoclingImageProcessorPil(size={"height": 32, "width": 32}, max_patches=4, fine_route=fine)
@@ -233,7 +235,7 @@ def test_granite_docling(shape: tuple[int, int], block: tuple[float, float], fin
         return {**prompt([40, *single, *ids, 41, *single]), **made}
 
     boxes = tile_boxes(*shape)
-    check(build("granite_docling"), call, block, [None, *boxes, None], ["image", *tile_kinds(len(boxes)), "image"])
+    check(model, call, block, [None, *boxes, None], ["image", *tile_kinds(len(boxes)), "image"])
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -293,9 +295,13 @@ def check_gemma4(
             return {**prompt(ids), **made}
         # Frames are packed as images are, and counted.
         renamed = {"pixel_values_videos": made["pixel_values"], "video_position_ids": made["image_position_ids"]}
-        return {**prompt(ids), **renamed, "num_frames_per_video": torch.tensor([2])}
+        if takes(model, "num_frames_per_video"):
+            return {**prompt(ids), **renamed, "num_frames_per_video": torch.tensor([2])}
+        # Older releases of transformers stack videos of equally many frames.
+        return {**prompt(ids), **{name: frames[None] for name, frames in renamed.items()}}
 
-    check(build(model_type), call, block, [WHOLE, None], ["frame" if video else "image"] * 2)
+    model = build(model_type)
+    check(model, call, block, [WHOLE, None], ["frame" if video else "image"] * 2)
 
 
 @pytest.mark.parametrize("backend", ["by hand", "processor"])
@@ -385,7 +391,7 @@ def test_lfm2_vl(shape: tuple[int, int], block: tuple[float, float], backend: st
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1), (2, 2)])
 def test_molmo2(shape: tuple[int, int], block: tuple[float, float], backend: str) -> None:
-    recipe: Any = recipes()["molmo2"]
+    recipe: Any = recipe_of("molmo2")
 
     def made(block: tuple[float, float] | None) -> dict[str, torch.Tensor]:
         images = [picture(24, 24, None), picture(24 * shape[0], 24 * shape[1], block)]
@@ -425,7 +431,7 @@ def test_molmo2(shape: tuple[int, int], block: tuple[float, float], backend: str
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_molmo2_frames(block: tuple[float, float]) -> None:
-    recipe: Any = recipes()["molmo2"]
+    recipe: Any = recipe_of("molmo2")
 
     def call(block: tuple[float, float] | None) -> dict[str, Any]:
         frames = [picture(24, 24, None), picture(24, 24, block), picture(24, 24, None)]
@@ -441,7 +447,7 @@ def test_molmo2_frames(block: tuple[float, float]) -> None:
 
 def test_idefics2_has_no_places() -> None:
     torch.manual_seed(0)
-    recipe = recipes()["idefics2"]
+    recipe = recipe_of("idefics2")
     model = recipe.build()
     layout = layout_of(model, recipe.prompt(model, [[4, "image", 6], [2, "image", 3, "image", 2]]))
     assert [(grid.sample, grid.image, grid.tokens, grid.spatial) for grid in layout.grids] == [
@@ -454,7 +460,7 @@ def test_idefics2_has_no_places() -> None:
 @pytest.mark.parametrize("model_type", ["gemma3", "gemma4", "idefics2", "idefics3", "lfm2_vl", "llama4", "molmo2"])
 def test_missing_placeholders_are_told(model_type: str) -> None:
     torch.manual_seed(0)
-    recipe = recipes()[model_type]
+    recipe = recipe_of(model_type)
     model = recipe.build()
     inputs = recipe.prompt(model, [[4, "image", 6]])
     family = family_of(model)

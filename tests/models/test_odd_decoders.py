@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import topv
+from architectures import recipe_of
 from topv.models import family_of
 from topv.models.llama4 import Llama4
 from topv.models.reasons import REASONS
 from topv.probe.probe import probe
 from topv.probe.recipe import Recipe
-from topv.probe.recipes import recipes
 from topv.probe.reference import extended, masked_logits, relative_error
 
 EXACT = [
@@ -36,7 +36,7 @@ TEXT_ONLY: dict[str, Any] = {"suppress_tokens": list(range(32)), "do_sample": Fa
 
 
 def build(model_type: str, recipe: Recipe | None = None) -> tuple[Recipe, Any]:
-    recipe = recipe or recipes()[model_type]
+    recipe = recipe or recipe_of(model_type)
     torch.manual_seed(0)
     model = recipe.build()
     model.set_attn_implementation("eager")
@@ -52,19 +52,19 @@ def visual_columns(pruning: topv.Pruning, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("model_type", EXACT)
 def test_forward_and_generation_are_exact(model_type: str) -> None:
-    outcome = probe(recipes()[model_type], ("eager", "generate"))
+    outcome = probe(recipe_of(model_type), ("eager", "generate"))
     assert outcome.cells == {"eager": "yes", "generate": "yes"}, outcome.notes
 
 
 @pytest.mark.parametrize("model_type", BATCHED)
 def test_a_batch_is_its_samples(model_type: str) -> None:
-    outcome = probe(recipes()[model_type], ("batch",))
+    outcome = probe(recipe_of(model_type), ("batch",))
     assert outcome.cells == {"batch": "yes"}, outcome.notes
 
 
 @pytest.mark.parametrize("model_type", ["llama4", "kosmos-2", "kosmos-2.5"])
 def test_a_batch_that_differs_unpruned_as_well_says_so(model_type: str) -> None:
-    outcome = probe(recipes()[model_type], ("batch",))
+    outcome = probe(recipe_of(model_type), ("batch",))
     assert outcome.cells == {"batch": "-"}
     assert outcome.notes["batch"].startswith("unpruned")
 
@@ -74,7 +74,7 @@ def test_a_batch_that_differs_unpruned_as_well_says_so(model_type: str) -> None:
 
 def test_llama4_needs_its_scale_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Llama4, "corrections", lambda self, short: ())
-    outcome = probe(recipes()["llama4"], ("eager", "generate"))
+    outcome = probe(recipe_of("llama4"), ("eager", "generate"))
     assert outcome.cells == {"eager": "no", "generate": "no"}
     assert all("off by" in note for note in outcome.notes.values())
 
@@ -174,7 +174,7 @@ def test_blocks_of_slots_are_refused() -> None:
     "setting", [{"indexer_types": ["full", "full", "shared", "full", "shared"]}, {"kv_source_layers": [0, 1, 2, 1, 4]}]
 )
 def test_choices_that_cross_the_pruning_layer_are_refused(setting: dict[str, Any]) -> None:
-    recipe = recipes()["mistral_large4"]
+    recipe = recipe_of("mistral_large4")
     torch.manual_seed(0)
     config = recipe.config()
     for name, value in setting.items():
@@ -187,7 +187,7 @@ def test_choices_that_cross_the_pruning_layer_are_refused(setting: dict[str, Any
 
 
 def test_choices_shared_behind_the_pruning_layer_are_exact() -> None:
-    class Shared(type(recipes()["mistral_large4"])):  # type: ignore[misc]
+    class Shared(type(recipe_of("mistral_large4"))):  # type: ignore[misc]
         def config(self) -> Any:
             config = super().config()
             config.text_config.indexer_types = ["full", "shared", "full", "shared", "shared"]
@@ -200,7 +200,7 @@ def test_choices_shared_behind_the_pruning_layer_are_exact() -> None:
 def test_encoder_decoder_language_model_is_refused() -> None:
     from transformers import Blip2Config, Blip2ForConditionalGeneration, T5Config
 
-    config: Any = recipes()["blip-2"].config()
+    config: Any = recipe_of("blip-2").config()
     small = T5Config(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=192)
     whole = Blip2Config(
         vision_config=config.vision_config,
@@ -214,4 +214,4 @@ def test_encoder_decoder_language_model_is_refused() -> None:
 
 
 def test_the_probe_names_the_reason_of_a_refusal() -> None:
-    assert probe(recipes()["minimax_m3_vl"]).reason == f"window: {REASONS['window']}"
+    assert probe(recipe_of("minimax_m3_vl")).reason == f"window: {REASONS['window']}"

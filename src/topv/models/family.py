@@ -239,7 +239,9 @@ class Family:
     def has_images(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the call's keyword arguments bring images or videos to encode, or already encoded."""
         encoded = inputs.get("mm_encoder_outputs") or {}
-        return any(value is not None for name, value in inputs.items() if name.startswith("pixel_values")) or any(
+        # Older releases of transformers give Fuyu's pixels the second of these names.
+        names = ("pixel_values", "image_patches")
+        return any(value is not None for name, value in inputs.items() if name.startswith(names)) or any(
             encoded.get(kind) is not None for kind in ("image", "video")
         )
 

@@ -23,10 +23,17 @@ class Gemma4(Family):
         return [Picture.filled(grid) for grid in self._grids(inputs["image_position_ids"])]
 
     def videos(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
-        if not _said(inputs, "pixel_values_videos", "video_position_ids", "num_frames_per_video"):
+        if not _said(inputs, "pixel_values_videos", "video_position_ids"):
             return None
-        grids = iter(self._grids(inputs["video_position_ids"]))
-        counts = torch.as_tensor(inputs["num_frames_per_video"]).tolist()
+        places = inputs["video_position_ids"]
+        if places.dim() == 4:
+            # Older releases of transformers stack videos of equally many frames: (V, F, P, 2).
+            counts, places = [places.shape[1]] * len(places), places.flatten(0, 1)
+        elif _said(inputs, "pixel_values_videos", "num_frames_per_video"):
+            counts = torch.as_tensor(inputs["num_frames_per_video"]).tolist()
+        else:
+            return None
+        grids = iter(self._grids(places))
         return [Picture.stacked([next(grids) for _ in range(count)], ["frame"] * count) for count in counts]
 
     def _grids(self, places: torch.Tensor) -> list[tuple[int, int]]:

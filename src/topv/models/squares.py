@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,14 +32,21 @@ class VideoLlava(Squares):
     """`VideoLlavaForConditionalGeneration`: each frame of a video keeps the class token that images lose."""
 
     def images(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
-        if inputs.get("pixel_values_images") is not None:
+        named = "pixel_values" if inputs.get("pixel_values") is not None else "pixel_values_images"
+        if named == "pixel_values" and not self._knows_pixel_values:
             raise LayoutError(
-                "the model takes its images as pixel_values and does not look at pixel_values_images. Call the "
-                "processor with return_legacy_image_output=False."
+                "this transformers' Video-LLaVA takes its images as pixel_values_images and does not look at "
+                "pixel_values. Rename the argument."
             )
         chosen = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
         picture = Picture.filled(self.fixed_grid(), skip=0 if chosen == "default" else 1)
-        return [picture] * held(inputs, "image", "pixel_values")
+        return [picture] * held(inputs, "image", named)
+
+    @property
+    def _knows_pixel_values(self) -> bool:
+        """Whether images may come as `pixel_values`. Releases of transformers in which they may rename the older
+        `pixel_values_images`; in those before, they come under that name alone."""
+        return "pixel_values" in inspect.signature(self.multimodal.forward).parameters
 
     def videos(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
         pixels = inputs.get("pixel_values_videos")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 
-__all__ = ["PICTURES", "FixedGridRecipe", "Pictures", "Recipe"]
+__all__ = ["PICTURES", "FixedGridRecipe", "Pictures", "Recipe", "takes"]
 
 PICTURES = ("image", "wide", "video")
 """What a sample can hold beside text: an image, an image of another shape, a video."""
@@ -16,6 +17,11 @@ PICTURES = ("image", "wide", "video")
 VOCABULARY = 192
 FIRST_TEXT_TOKEN = 32
 """Ids below are kept for special tokens, from here up they are text."""
+
+
+def takes(model: Any, name: str) -> bool:
+    """Whether a model's `forward` has an argument of this name, which may differ between releases of transformers."""
+    return name in inspect.signature(model.forward).parameters
 
 
 @dataclass

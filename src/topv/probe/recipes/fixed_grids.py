@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..recipe import FixedGridRecipe, Pictures, Recipe
+from ..recipe import FixedGridRecipe, Pictures, Recipe, takes
 from .parts import LLAMA, SAM, TOWER
 from .sized_grids import RECIPES as SIZED_GRIDS
 
@@ -34,11 +34,13 @@ class VipLlava(FixedGridRecipe):
     def config(self) -> Any:
         from transformers import CLIPVisionConfig, LlamaConfig, VipLlavaConfig
 
+        # The older of the two names that releases of transformers have for it.
+        older = not hasattr(VipLlavaConfig, "vision_feature_layer")
         return VipLlavaConfig(
             vision_config=CLIPVisionConfig(**TOWER, image_size=self.side, projection_dim=16),
             text_config=LlamaConfig(**LLAMA),
             image_token_index=5,
-            vision_feature_layer=[-2, -1],
+            **{"vision_feature_layers" if older else "vision_feature_layer": [-2, -1]},
         )
 
 
@@ -253,6 +255,13 @@ class VideoLlava(VideoFrames):
             image_token_index=5,
             video_token_index=8,
         )
+
+    def pictures(self, model: Any, kinds: Sequence[str], generator: torch.Generator) -> Pictures:
+        pictures = super().pictures(model, kinds, generator)
+        # Older releases of transformers know them by this name alone.
+        if "pixel_values" in pictures.inputs and not takes(model, "pixel_values"):
+            pictures.inputs["pixel_values_images"] = pictures.inputs.pop("pixel_values")
+        return pictures
 
 
 class PerceptionLm(VideoFrames):

@@ -142,7 +142,8 @@ class Glm5Next(Glm4v):
             "index_head_dim": 8,
             "index_n_heads": 16,
         }
-        kinds = ["linear_attention", "indexed_attention"]
+        # Whatever a transformers calls the attention that chooses keys, it takes this for it.
+        kinds = ["linear_attention", "full_attention"]
         linear = {
             "layer_types": [kinds[0], kinds[1], kinds[0], kinds[0], kinds[1]],
             "linear_head_dim": 8,

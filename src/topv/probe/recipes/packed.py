@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..recipe import Pictures, Recipe
+from ..recipe import Pictures, Recipe, takes
 
 __all__ = [
     "AUDIO",
@@ -122,7 +122,12 @@ class PatchedRecipe(Recipe):
         if videos:
             pixels, places = self._patches(videos, generator, self.frames)
             inputs["pixel_values_videos"], inputs["video_position_ids"] = pixels, places
-            inputs["num_frames_per_video"] = torch.full((len(videos),), self.frames)
+            if takes(model, "num_frames_per_video"):
+                inputs["num_frames_per_video"] = torch.full((len(videos),), self.frames)
+            else:
+                # Older releases of transformers stack videos of equally many frames.
+                for name in ("pixel_values_videos", "video_position_ids"):
+                    inputs[name] = inputs[name].unflatten(0, (len(videos), self.frames))
         tokens = []
         for kind in kinds:
             rows, columns = self.grids[kind]

@@ -119,7 +119,6 @@ class Qwen4Exp(Qwen35Moe):
 
     @property
     def text(self) -> dict[str, Any]:
-        types = ["indexed_attention" if kind == "full_attention" else kind for kind in LINEAR]
         indexer = {
             "indexer_n_heads": 16,
             "indexer_kv_heads": 1,
@@ -136,7 +135,7 @@ class Qwen4Exp(Qwen35Moe):
             "make_ngram_vocab_size_divisible_by": 4,
             "eos_token_id": 2,
         }
-        return super().text | indexer | ngrams | {"layer_types": types, "hc_count": 2, "hc_lowrank": 8}
+        return super().text | indexer | ngrams | {"hc_count": 2, "hc_lowrank": 8}
 
     def build(self) -> Any:
         model = super().build()

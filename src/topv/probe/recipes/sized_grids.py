@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..recipe import VOCABULARY, Pictures, Recipe
+from ..recipe import VOCABULARY, Pictures, Recipe, takes
 from .parts import LLAMA, SAM, TOWER
 
 __all__ = ["RECIPES", "TiledRecipe"]
@@ -232,13 +232,17 @@ class Fuyu(Recipe):
     def config(self) -> Any:
         from transformers import FuyuConfig, PersimmonConfig
 
-        return FuyuConfig(text_config=PersimmonConfig(**LLAMA), image_size=32, patch_size=4, image_token_id=IMAGE_TOKEN)
+        text = PersimmonConfig(**LLAMA)
+        # Older releases of transformers project patches to the width that is named outside the text's settings.
+        sizes = {"image_size": 32, "patch_size": 4, "hidden_size": text.hidden_size}
+        return FuyuConfig(text_config=text, **sizes, image_token_id=IMAGE_TOKEN)
 
     def pictures(self, model: Any, kinds: Sequence[str], generator: torch.Generator) -> Pictures:
         grids = [self.grids[kind] for kind in kinds]
         patches = torch.randn(sum(rows * columns for rows, columns in grids), 3 * 4 * 4, generator=generator)
         tokens = [[*[*[IMAGE_TOKEN] * columns, 6] * rows, 1] for rows, columns in grids]
-        return Pictures({"pixel_values": patches}, tokens)
+        # Older releases of transformers give them another name.
+        return Pictures({"pixel_values" if takes(model, "pixel_values") else "image_patches": patches}, tokens)
 
 
 RECIPES: tuple[Recipe, ...] = (

@@ -188,6 +188,10 @@ class Granite4Vision(AnyResolution):
                 "cross_attention_frequency": 1,
                 "use_qformer_text_input": False,
                 "vocab_size": 32,
+                # Newer releases of transformers read these off the tower.
+                "hidden_size": vision.hidden_size,
+                "encoder_hidden_size": vision.hidden_size,
+                "num_attention_heads": vision.hidden_size // 64,
             },
             image_token_index=IMAGE_TOKEN,
             image_grid_pinpoints=self.pinpoints,

@@ -1,0 +1,25 @@
+"""The recipes of architectures, as far as the installed transformers has them."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from topv.probe.recipe import Recipe
+from topv.probe.recipes import recipes
+
+
+def recipe_of(model_type: str) -> Recipe:
+    """The recipe that builds a tiny model of an architecture.
+
+    Skips the test where the installed transformers does not have the architecture; that the newest release has all of
+    them is tested with the recipes.
+
+    Raises:
+        KeyError: when there is no such recipe.
+    """
+    recipe = recipes()[model_type]
+    if model_type not in CONFIG_MAPPING_NAMES:
+        pytest.skip(f"transformers {transformers.__version__} has no architecture {model_type!r}")
+    return recipe
