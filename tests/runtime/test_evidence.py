@@ -78,3 +78,28 @@ def test_source_and_target_are_views_of_the_layers_own_states(samples: list[list
     for handle in handles:
         handle.remove()
     assert read == seen
+
+
+def test_text_tokens_are_those_that_show_nothing_and_are_no_padding() -> None:
+    model, inputs = tiny_llava(layers=4), prompt([[3, "image", 4], [2, "image", 1, "image", 3]])
+    entering: list[torch.Tensor] = []
+    read: list[Any] = []
+
+    class Reading(topv.Uniform):
+        needs = frozenset({"text"})
+
+        def score(self, evidence: Any, count: int) -> torch.Tensor:
+            read.append(evidence)
+            return super().score(evidence, count)
+
+    layer = model.model.language_model.layers[1]
+    handle = layer.register_forward_pre_hook(lambda module, args: entering.append(args[0]))
+    with topv.prune(model, Reading(keep=0.5)), torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    text = inputs["attention_mask"].bool() & (inputs["input_ids"] != model.config.image_token_id)
+    assert len(read) == 1
+    for evidence in read:
+        for sample, states, mask in zip((0, 1, 1), evidence.text, evidence.text_mask, strict=True):
+            assert torch.equal(states[mask], entering[0][sample][text[sample]])
+            assert not bool(states[~mask].any())

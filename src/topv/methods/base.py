@@ -35,6 +35,8 @@ class Evidence:
         encoder_target: (G, N, D') the same at the method's target position in that block, or None.
         encoder_attention: float32 (G, N), the attention that each token's patches get in that block: from the class
             token where it has one, from all patches else; mean over heads and patches; or None.
+        text: (G, M, D) the sample's text tokens where `source` is read, padded on the left with zeros, or None.
+        text_mask: BoolTensor (G, M), false at padding, or None.
     """
 
     rows_and_columns: tuple[int, int]
@@ -46,6 +48,8 @@ class Evidence:
     encoder_source: torch.Tensor | None = None
     encoder_target: torch.Tensor | None = None
     encoder_attention: torch.Tensor | None = None
+    text: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +103,14 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The evidence to read: "source", one of `TARGETS`, "attention_row" or "attention_map"; and of the vision tower
-        "encoder_source", "encoder_" and one of `TARGETS`, or "encoder_weights"."""
+        """The evidence to read: "source", "text", one of `TARGETS`, "attention_row" or "attention_map"; and of the
+        vision tower "encoder_source", "encoder_" and one of `TARGETS`, or "encoder_weights"."""
         return frozenset()
 
     @property
     def can_precede_decoder(self) -> bool:
         """Whether the evidence is there before any decoder layer has run, so that `layer` may be 0."""
-        return all(name.startswith("encoder_") for name in self.needs)
+        return all(name in ("source", "text") or name.startswith("encoder_") for name in self.needs)
 
     @property
     def uses_places(self) -> bool:

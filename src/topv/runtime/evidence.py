@@ -40,6 +40,7 @@ class EvidenceReader:
         self._source: list[torch.Tensor] | None = None
         self._target: list[torch.Tensor] | None = None
         self._attention: torch.Tensor | None = None
+        self._text: tuple[torch.Tensor, torch.Tensor] | None = None
         self.keys: KeyTap | None = None
         self.encoder: dict[str, dict[str, torch.Tensor]] = {}
         self._placeholders: tuple[Mapping[str, torch.Tensor], int] | None = None
@@ -61,8 +62,24 @@ class EvidenceReader:
 
     @torch.no_grad()
     def read_source(self, hidden_states: torch.Tensor) -> None:
-        """Take the visual tokens that enter the layer, from (B, T, D)."""
-        self._source = self.visual(hidden_states, copy=False)
+        """Take the visual and the text tokens that enter the layer, from (B, T, D), as far as the method asked."""
+        if "source" in self._method.needs:
+            self._source = self.visual(hidden_states, copy=False)
+        if "text" in self._method.needs:
+            self._text = self._text_tokens(hidden_states)
+
+    def _text_tokens(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text tokens (B, M, D) of every sample, padded on the left with zeros, and where they are (B, M)."""
+        plan = self._plan
+        text = plan.real.clone()
+        for grid in plan.layout.grids:
+            text[grid.sample, grid.columns] = False
+        most = int(text.sum(1).max())
+        index = text.to(torch.uint8).argsort(dim=1, stable=True)[:, text.shape[1] - most :]
+        mask = text.gather(1, index).to(hidden_states.device, non_blocking=True)
+        index = index.to(hidden_states.device, non_blocking=True).unsqueeze(2)
+        tokens = hidden_states.flatten(2).gather(1, index.expand(-1, -1, hidden_states.shape[2:].numel()))
+        return tokens.masked_fill(~mask.unsqueeze(2), 0.0), mask
 
     @torch.no_grad()
     def read_target(self, hidden_states: torch.Tensor, *, copy: bool) -> None:
@@ -126,7 +143,7 @@ class EvidenceReader:
 
     def release(self) -> None:
         """Let go of everything that was read."""
-        self._source = self._target = self._attention = self.keys = None
+        self._source = self._target = self._attention = self._text = self.keys = None
         self.encoder = {}
 
     def scores(self, number: int, device: torch.device) -> torch.Tensor:
@@ -169,6 +186,10 @@ class EvidenceReader:
             source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
         target_name = next((name for name in _ENCODER_TARGETS if name in self._method.needs), "")
         weights = self._encoded("encoder_weights", section, device)
+        text = text_mask = None
+        if self._text is not None:
+            rows = torch.tensor([grid.sample for grid in section.grids], device="cpu").to(device, non_blocking=True)
+            text, text_mask = (states.to(device)[rows] for states in self._text)
         shape = section.grids[0].rows_and_columns
         return Evidence(
             rows_and_columns=shape,
@@ -180,6 +201,8 @@ class EvidenceReader:
             encoder_source=self._encoded("encoder_source", section, device),
             encoder_target=self._encoded(target_name, section, device),
             encoder_attention=None if weights is None else weights.float().mean(-1),
+            text=text,
+            text_mask=text_mask,
         )
 
     def _encoded(self, name: str, section: Section, device: torch.device) -> torch.Tensor | None:

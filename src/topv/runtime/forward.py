@@ -151,7 +151,7 @@ class Forward:
             return
         device = hidden_states.device
         self.finite.look(self.evidence.visual(hidden_states, copy=False))
-        if self.layer == 0 and self.wants("source"):
+        if self.layer == 0:
             self.evidence.read_source(hidden_states)
         kept = []
         for number, (bucket, flat) in enumerate(zip(plan.buckets, self.evidence.flat_columns(device), strict=True)):

@@ -420,7 +420,7 @@ class Pruning:
         arguments = signature.bind(args, kwargs)
         if forward.cache is None:
             forward.cache = arguments.get("past_key_values")
-        if index == forward.layer - 1 and forward.wants("source"):
+        if index == forward.layer - 1 and forward.prunes:
             forward.evidence.read_source(arguments["hidden_states"])
         if index == forward.layer and forward.prunes:
             forward.choose(arguments["hidden_states"])

@@ -34,13 +34,13 @@ def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped
         ValueError: when some evidence is of no known kind.
     """
     needs = {name for name in needs if not name.startswith("encoder_")}
-    unknown = needs - {"source", *_ATTENTIONS, *TARGETS}
+    unknown = needs - {"source", "text", *_ATTENTIONS, *TARGETS}
     if unknown:
         raise ValueError(
-            f"the method asks for unknown evidence {sorted(unknown)}. Known: source, attention_row, attention_map, "
-            f"{', '.join(TARGETS)}."
+            f"the method asks for unknown evidence {sorted(unknown)}. Known: source, text, attention_row, "
+            f"attention_map, {', '.join(TARGETS)}."
         )
-    if not needs - {"source"}:
+    if not needs - {"source", "text"}:
         return []
     layer = family.layers[index]
     attention, mlp = family.attention(layer), family.mlp(layer)
