@@ -212,12 +212,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            columns = reader.fieldnames or ()
             rows = list(reader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{str(path)!r} cannot be read: {error}. Expected a CSV file of `topv bench --out`."
         ) from error
-    missing = [name for name in BENCH_COLUMNS if name not in (reader.fieldnames or ())]
+    missing = [name for name in BENCH_COLUMNS if name not in columns]
     if missing or not rows:
         what = f"lacks the columns {', '.join(missing[:3])}" if missing else "has no rows"
         raise InputError(f"{str(path)!r} {what}. Expected a CSV file of `topv bench --out`.")

@@ -59,17 +59,15 @@ class EventMarks:
     """Marks in the current stream of a CUDA device: the host goes on at once, and waits only in `seconds`.
 
     Args:
-        event: makes an event with timing.
+        record: records an event with timing in that stream, and returns it.
     """
 
-    def __init__(self, event: Callable[[], Any] | None = None) -> None:
-        self._make = (lambda: torch.cuda.Event(enable_timing=True)) if event is None else event
+    def __init__(self, record: Callable[[], Any]) -> None:
+        self._record = record
         self._events: list[Any] = []
 
     def set(self) -> None:
-        event = self._make()
-        event.record()
-        self._events.append(event)
+        self._events.append(self._record())
 
     def seconds(self) -> list[float]:
         if self._events:
@@ -85,7 +83,13 @@ def marks_for(device: torch.device, clock: Callable[[], float] = time.perf_count
         UnsupportedError: when it is neither a CPU nor a CUDA device.
     """
     if device.type == "cuda":
-        return EventMarks()
+
+        def record() -> Any:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(device))
+            return event
+
+        return EventMarks(record)
     if device.type == "cpu":
         return ClockMarks(clock)
     raise UnsupportedError(f"stages cannot be timed on device {str(device)!r}. Expected cpu or cuda.")

@@ -30,7 +30,8 @@ def plot_bench(rows: Sequence[Row], path: Path) -> None:
     """Draw rows of `topv bench` as a PNG.
 
     On the left the decoder layers' time against their FLOPs, both over the unpruned model's, with intervals; hollow
-    where the spread swallows the effect, and side by side where FLOPs are the same. On the right the stages of the time to first token, in ms per sample.
+    where the spread swallows the effect, and side by side where FLOPs are the same. On the
+    right the stages of the time to first token, in ms per sample.
 
     Args:
         rows: of `read_rows` or `bench_row`.

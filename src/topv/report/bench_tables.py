@@ -24,7 +24,8 @@ _PAGE = """\
 # Performance
 
 Made by `topv bench --read FILES --markdown docs/results/performance.md` from the rows that the commands below wrote.
-Random weights at a model's true shapes; every row of the files carries what it takes to measure it again.
+Presets have random weights at a model's true shapes, and those that end in `-cpu` at smaller ones of like proportions.
+Every row of the files carries what it takes to measure it again.
 
 - **x unpruned**: the median over interleaved rounds of the ratio to the unpruned model in the same round, below 1 is
   less. In brackets the interval of order statistics that holds that median with the probability given above the
@@ -105,12 +106,11 @@ def _stages(rows: Sequence[Row], batch: str) -> BenchTable:
     header += ("selection, of unpruned prefill", "decoder, x unpruned", "FLOPs share", "time / FLOPs share")
     table = []
     for row in rows:
-        share = row["selection_share"]
         table.append(
             (
                 row["method"],
                 *(_number(row[f"{stage}_ms"]) for stage in STAGES),
-                f"{100 * float(share):.2f} %" if share else "",
+                _share(row, "selection_share"),
                 _ratio_cell(row, "decoder_ratio"),
                 f"{float(row['flops_share']):.3f}",
                 format_ratio(row, "time_over_flops"),
@@ -120,7 +120,7 @@ def _stages(rows: Sequence[Row], batch: str) -> BenchTable:
 
 
 def _throughput(rows: Sequence[Row], title: str) -> BenchTable:
-    header = ("batch", "method", "requests/s", "tokens/s", "x unpruned", "peak, GiB")
+    header = ("batch", "method", "requests/s", "tokens/s", "throughput, x unpruned", "peak, GiB")
     peaks = any(row["peak_gib"] for row in rows)
     table = [
         (
@@ -147,6 +147,14 @@ def _tokens(row: Row) -> str:
 
 def _time(row: Row, phase: str) -> str:
     return f"{_number(row[f'{phase}_ms'])} ± {_number(row[f'{phase}_spread_ms'])}"
+
+
+def _share(row: Row, name: str) -> str:
+    """A share in percent with its interval, empty where there is none."""
+    if not row[name]:
+        return ""
+    value, low, high = (f"{100 * float(row[f'{name}{end}']):.2f}" for end in ("", "_low", "_high"))
+    return f"{value} % ({low} to {high})"
 
 
 def _number(text: str) -> str:
