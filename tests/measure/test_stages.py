@@ -18,6 +18,7 @@ from topv.measure.stages import STAGES, ClockMarks, EventMarks, Marks, Stages, S
 from topv.methods import Evidence
 from topv.models import family_of
 from topv.runtime import prune
+from topv.runtime.evidence import EvidenceReader
 
 LAYERS = 5
 SAMPLE = [[3, "image", 4]]
@@ -110,13 +111,13 @@ def test_the_selection_is_apart_from_the_layer_that_it_precedes(layer: int) -> N
 
 def test_what_is_read_in_a_layer_belongs_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, clock = tiny_llava(layers=LAYERS), Clock()
-    own = topv.runtime.forward.Forward.read_target
+    own = EvidenceReader.read_target
 
-    def slow(self: Any, hidden_states: torch.Tensor) -> None:
+    def slow(self: EvidenceReader, hidden_states: torch.Tensor, **options: Any) -> None:
         clock.now += 7
-        own(self, hidden_states)
+        own(self, hidden_states, **options)
 
-    monkeypatch.setattr(topv.runtime.forward.Forward, "read_target", slow)
+    monkeypatch.setattr(EvidenceReader, "read_target", slow)
     times = staged(model, ClockMarks(clock), prompt(SAMPLE), topv.TopV(keep=0.5, layer=2))
     assert times.layers == (0, 7, 0, 0, 0)
     assert times.selection == 0

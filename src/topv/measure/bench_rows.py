@@ -157,7 +157,7 @@ def bench_row(
     if budget is not None:
         row |= {
             "memory_gib": f"{budget.gib:g}",
-            "peak_gib": f"{budget.peak / 2**30:.3f}",
+            "peak_gib": f"{budget.peak / 2**30:.4g}",
             "max_batch": budget.limit,
         }
     for phase in PHASES:

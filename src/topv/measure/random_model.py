@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .shapes import Picture, Preset
+from .preset import Picture, Preset
 
 __all__ = ["build_random_model", "parameter_count", "random_inputs"]
 
