@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "load_model", "open_image"]
+__all__ = ["MAX_PIXELS", "load_model", "open_image", "placement"]
 
 MAX_PIXELS = 64_000_000
 """Largest image, in pixels, that `open_image` decodes by default: enough for a 50-megapixel camera."""
@@ -140,8 +140,7 @@ def load_model(
     Raises:
         InputError: when the name is unknown, the directory is incomplete, or only pickled weights are there.
     """
-    where = _device(device)
-    kind = _dtype(dtype, where)
+    where, kind = placement(device, dtype)
     name = str(name_or_path)
     if name in (BUNDLED, TILED):
         from .mini import load_mini
@@ -160,6 +159,16 @@ def load_model(
     else:
         raise _unknown_model(name)
     return model.to(where).eval(), processor
+
+
+def placement(device: str, dtype: str | torch.dtype) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype that `load_model` takes these for.
+
+    Raises:
+        InputError: when the device is not there, or there is no such dtype.
+    """
+    where = _device(device)
+    return where, _dtype(dtype, where)
 
 
 def _looks_like_path(name: str) -> bool:

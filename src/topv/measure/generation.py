@@ -15,7 +15,7 @@ from ..methods import Method
 from ..runtime import prune
 from .latency import LatencyTable, Stopwatch, measure_phases
 
-__all__ = ["GenerationTiming", "time_generation"]
+__all__ = ["GenerationTiming", "decode", "prefill", "synchronizer", "time_generation"]
 
 
 @dataclass(frozen=True)
@@ -94,25 +94,34 @@ def synchronizer(device: torch.device) -> Callable[[], object]:
     return lambda: None
 
 
-def _prefill_and_decode(model: nn.Module, inputs: Mapping[str, torch.Tensor], steps: int, watch: Stopwatch) -> None:
-    ids = inputs["input_ids"]
+def prefill(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
+    """One forward over the prompt that fills a KV cache: its output, and the first token (B, 1), chosen greedily."""
+    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    return output, output.logits[:, -1:].argmax(-1)
+
+
+def decode(model: nn.Module, inputs: Mapping[str, Any], output: Any, token: torch.Tensor, steps: int) -> None:
+    """`steps` greedy steps from where `prefill` of these inputs left off."""
     mask = inputs.get("attention_mask")
     if mask is None:
-        mask = torch.ones_like(ids)
-    one = mask.new_ones(ids.shape[0], 1)
-    with watch.phase("prefill"):
-        output: Any = model(**inputs, use_cache=True, logits_to_keep=1)
+        mask = torch.ones_like(inputs["input_ids"])
+    one = mask.new_ones(token.shape[0], 1)
+    for _ in range(steps):
+        mask = torch.cat([mask, one], dim=1)
+        output = model(
+            input_ids=token,
+            attention_mask=mask,
+            past_key_values=output.past_key_values,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         token = output.logits[:, -1:].argmax(-1)
+
+
+def _prefill_and_decode(model: nn.Module, inputs: Mapping[str, torch.Tensor], steps: int, watch: Stopwatch) -> None:
+    with watch.phase("prefill"):
+        output, token = prefill(model, inputs)
     if not steps:
         return
     with watch.phase("decode"):
-        for _ in range(steps):
-            mask = torch.cat([mask, one], dim=1)
-            output = model(
-                input_ids=token,
-                attention_mask=mask,
-                past_key_values=output.past_key_values,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            token = output.logits[:, -1:].argmax(-1)
+        decode(model, inputs, output, token, steps)

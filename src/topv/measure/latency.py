@@ -53,6 +53,15 @@ class Ratio:
         """Whether the interval holds 1, so that these rounds show no difference."""
         return self.low <= 1 <= self.high
 
+    @property
+    def is_swallowed(self) -> bool:
+        """Whether the spread swallows the effect: the interval holds 1, or half of it is wider than the effect.
+
+        >>> Ratio(0.9, 0.5, 0.99, 0.96).is_swallowed, Ratio(0.9, 0.85, 0.92, 0.96).is_swallowed
+        (True, False)
+        """
+        return self.unclear or (self.high - self.low) / 2 > abs(1 - self.value)
+
     def to_dict(self) -> dict[str, Any]:
         """The ratio as plain numbers."""
         return {**asdict(self), "unclear": self.unclear}

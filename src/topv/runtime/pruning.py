@@ -25,6 +25,7 @@ from .encoder_taps import EncoderTaps, encoder_states
 from .forward import Forward, current_forward, set_forward
 from .masks import prompt_mask, real_columns
 from .outputs import scatter_output
+from .phases import SELECTION, phase
 from .plan import PrefillPlan, build_plan
 from .record import entry_bytes, held, own_sizes, read_record, write_record
 from .refusals import forget_compiled, refuse_borrowing, refuse_compiled, refuse_packed, refuse_windows
@@ -423,7 +424,8 @@ class Pruning:
         if index == forward.layer - 1 and forward.prunes:
             forward.evidence.read_source(arguments["hidden_states"])
         if index == forward.layer and forward.prunes:
-            forward.choose(arguments["hidden_states"])
+            with phase(SELECTION):
+                forward.choose(arguments["hidden_states"])
         changed = forward.shorten(arguments, index) if short else {}
         if forward.is_prefill and self._family.keeps_keys(index):
             entries = changed.get("hidden_states", arguments["hidden_states"]).shape[1]
