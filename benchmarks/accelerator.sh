@@ -22,13 +22,17 @@ compare()  { "$python" -m topv compare --device cuda --report "$out/report.html"
 bench()    { "$python" -m topv bench --preset "$1" --device cuda --dtype bfloat16 "${@:3}" --out "$out/bench-$2.csv"; }
 prefill()  { bench llava-1.5-7b llava --batch 1 4 16 --keep 0.5 0.25 0.1
              bench internvl2-2b internvl2 --batch 1 4 16 --keep 0.5 0.25 0.1; }
+compiled() { for preset in llava-1.5-7b internvl2-2b; do
+                 "$python" benchmarks/compiled.py --preset "$preset" --device cuda --dtype bfloat16 \
+                     --mode reduce-overhead --steps 32 --rounds 11 --out "$out/compiled-$preset.csv"
+             done; }
 throughput() { bench llava-1.5-7b llava-24gib --memory-gib 24 --keep 0.5 --methods topv,fastv
                bench internvl2-2b internvl2-24gib --memory-gib 24 --keep 0.5 --methods topv,fastv; }
 presets()  { for preset in llava-1.5-13b internvl2-8b qwen2.5-vl-7b qwen3-vl-8b; do
                  bench "$preset" "$preset" --batch 1 16 --keep 0.5 --rounds 7
              done; }
 
-steps="tests train train_tiled accuracy compare prefill throughput presets"
+steps="tests train train_tiled accuracy compare prefill compiled throughput presets"
 if [ $# -eq 0 ]; then
     echo "steps: $steps"
     exit 0
