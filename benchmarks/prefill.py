@@ -19,8 +19,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import topv
-from topv.measure import describe_environment, measure_phases
-from topv.models import family_of
+from topv.measure import count_decoder, describe_environment, measure_phases
 
 SIDE, PATCH = 24, 14
 IMAGE_TOKEN = 3
@@ -50,13 +49,6 @@ def build(layers: int, width: int, device: str, dtype: torch.dtype) -> LlavaForC
         vision_feature_layer=-1,
     )
     return LlavaForConditionalGeneration(config).to(device=device, dtype=dtype).eval()
-
-
-def flops_share(model: Any, lengths: list[int], whole: int) -> float:
-    """FLOPs of the decoder layers at the given sequence lengths, over those at `whole` in every layer."""
-    family = family_of(model)
-    spent = sum(family.visual_flops(layer, tokens) for layer, tokens in enumerate(lengths))
-    return spent / sum(family.visual_flops(layer, whole) for layer in range(len(lengths)))
 
 
 def main() -> None:
@@ -97,9 +89,9 @@ def main() -> None:
                 shares[name] = 1.0
             else:
                 pruning.detach()
-                short = whole - tokens + pruning.report().kept_tokens
-                layers = [whole if layer < pruning.layer else short for layer in range(options.layers)]
-                shares[name] = flops_share(model, layers, whole)
+                kept = pruning.report().kept_tokens
+                pruned = count_decoder(model, visual=tokens, columns=whole, layer=pruning.layer, kept=kept)
+                shares[name] = pruned.decoder / count_decoder(model, visual=tokens, columns=whole).decoder
 
         return run
 

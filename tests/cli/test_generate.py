@@ -26,6 +26,21 @@ def test_the_answer_is_that_of_the_pruned_model(topv, model_dir, picture):
     assert out == processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip() + "\n"
 
 
+def test_a_target_decides_what_is_kept(topv, model_dir, picture):
+    arguments = (
+        "generate", "--model", model_dir, "--image", picture, "--prompt", "w8", "--max-new-tokens", 1,
+        "--report-tokens", "--layer", 1,
+    )  # fmt: skip
+    code, _, err = topv(*arguments, "--visual-flops", 0.25)
+    assert code == 0
+    assert "visual_flops=0.25, reached 0.2" in err
+    assert "kv_share=0.8, reached 0." in topv(*arguments, "--kv-share", 0.8)[2]
+    code, _, err = topv(*arguments, "--kv-share", 0.8, "--keep", 9)
+    assert code != 0
+    assert "not allowed with" in err
+    assert "'1.5': expected a share in [0, 1)" in topv(*arguments, "--visual-flops", 1.5)[2]
+
+
 def test_the_savings_go_to_standard_error(topv, model_dir, picture):
     arguments = (
         "generate", "--model", model_dir, "--image", picture, "--prompt", "w8", "--max-new-tokens", 1,

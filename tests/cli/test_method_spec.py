@@ -47,6 +47,35 @@ def test_values_are_read_by_the_type_of_the_setting():
     assert methods("vtw:layer=6") == [VTW(layer=6)]
 
 
+def test_targets_stand_in_the_place_of_keep():
+    (method,) = methods("topv:visual_flops=0.5", keep=[0.25])
+    assert method == TopV(visual_flops=0.5)
+    specs = parse_methods(["topv,fastv:keep=9,vtw,random"], kv_share=[0.6, 0.8])
+    assert [spec.label for spec in specs] == [
+        "topv kv_share=0.6",
+        "topv kv_share=0.8",
+        "fastv keep=9",
+        "vtw",
+        "random kv_share=0.6",
+        "random kv_share=0.8",
+    ]
+    assert specs[-1].settings == {
+        "layer": 2,
+        "budget": "grid",
+        "compact_early_layers": False,
+        "kv_share": 0.8,
+        "seed": 0,
+    }
+    for wrong, part in (
+        (lambda: methods("topv:keep=9,kv_share=0.5"), "keep=9 and kv_share=0.5"),
+        (lambda: methods("topv:visual_flops=1"), r"\[0, 1\)"),
+        (lambda: methods("vtw:visual_flops=0.5"), "unknown setting 'visual_flops'"),
+        (lambda: methods("topv", keep=[0.5], visual_flops=[0.5]), "--keep and --visual-flops"),
+    ):
+        with pytest.raises(InputError, match=part):
+            wrong()
+
+
 def test_keep_and_layer_apply_where_the_specification_leaves_them_open():
     specs = parse_methods(["none,topv,fastv:keep=0.1,vtw,random:layer=4"], keep=[0.5, 64], layer=3)
     assert [spec.label for spec in specs] == [

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_model_options, check_writable, keep_value, positive_int
+from .options import add_budget_options, add_model_options, check_writable, positive_int
 
 if TYPE_CHECKING:
     from ..report import Case, Comparison
@@ -22,6 +22,7 @@ EPILOG = """\
 examples:
   topv compare
   topv compare --methods none,fastv,topv --keep 0.5 0.25 0.1 --report out.html
+  topv compare --methods none,fastv,topv --visual-flops 0.5
   topv compare --image photo.jpg --prompt "What is written?" --prompt "How many people are there?"
   topv compare --methods none,topv:keep=64,topv:keep=64,importance=potential --no-timing --json
 
@@ -53,15 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how = parser.add_argument_group("methods")
     how.add_argument("--methods", nargs="+", default=[_METHODS], metavar="SPEC", help=f"what to compare ({_METHODS})")
-    how.add_argument(
-        "--keep",
-        nargs="+",
-        type=keep_value,
-        default=[],
-        metavar="K",
-        help="visual tokens to keep: ratios such as 0.5, or counts such as 64 (1.0 is all of them, 1 is one); "
-        "each method runs with each (0.5)",
-    )
+    add_budget_options(how, several=True)
     how.add_argument(
         "--layer", type=positive_int, metavar="L", help="decoder layers that see every token (2); not for vtw"
     )
@@ -84,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
     from .console import progress, quiet_transformers
     from .method_spec import parse_methods
 
-    specs = parse_methods(args.methods, keep=args.keep, layer=args.layer)
+    specs = parse_methods(
+        args.methods, keep=args.keep, visual_flops=args.visual_flops, kv_share=args.kv_share, layer=args.layer
+    )
     subjects = _subjects(args)
     quiet_transformers()
     from ..loading import BUNDLED, TILED, load_model

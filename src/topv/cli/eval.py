@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
                         model,
                         processor,
                         one_each,
-                        replace(method, keep=keep),
+                        method.with_budget(keep=keep),
                         split=args.split,
                         batch_size=args.batch_size,
                         advance=advance,
@@ -168,7 +167,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _label(label: str) -> str:
     """A method's label without the budget, which each reduction sets anew."""
-    return " ".join(part for part in label.split() if not part.startswith("keep="))
+    from ..methods.base import BUDGETS
+
+    budgets = tuple(f"{name}=" for name in BUDGETS)
+    return " ".join(part for part in label.split() if not part.startswith(budgets))
 
 
 def _json(command: Sequence[str], answers: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:

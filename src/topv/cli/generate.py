@@ -6,13 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from .options import add_model_options, keep_value, positive_int
+from .options import add_budget_options, add_model_options, positive_int
 
 EPILOG = """\
 examples:
   topv generate --image photo.jpg --prompt "What is written?"
   topv generate --image photo.jpg --prompt "What is this?" --method topv --keep 0.25 --report-tokens
   topv generate --image photo.jpg --prompt "What is this?" --method fastv:layer=3,keep=64
+  topv generate --image photo.jpg --prompt "What is this?" --kv-share 0.6
   topv generate --image photo.jpg --prompt "What is this?" --method none
 
 The answer goes to standard output, everything else to standard error."""
@@ -25,12 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", default="topv", metavar="SPEC", help="how to prune (topv); none for the unpruned model"
     )
-    parser.add_argument(
-        "--keep",
-        type=keep_value,
-        metavar="K",
-        help="visual tokens to keep: a ratio such as 0.5, or a count such as 64 (0.5)",
-    )
+    add_budget_options(parser, several=False)
     parser.add_argument("--layer", type=positive_int, metavar="L", help="decoder layers that see every token (2)")
     parser.add_argument(
         "--report-tokens", action="store_true", help="say what was saved, on standard error, after the answer"
@@ -43,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
     from .console import progress, quiet_transformers
     from .method_spec import parse_methods
 
-    keep = [] if args.keep is None else [args.keep]
-    specs = parse_methods([args.method], keep=keep, layer=args.layer)
+    specs = parse_methods(
+        [args.method], keep=args.keep, visual_flops=args.visual_flops, kv_share=args.kv_share, layer=args.layer
+    )
     from ..errors import InputError
     from ..loading import load_model, open_image
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..errors import InputError, unknown_name
 from ..methods import METHODS, Method
+from ..methods.base import BUDGETS
 
 __all__ = ["UNPRUNED", "MethodSpec", "parse_methods"]
 
@@ -35,11 +36,18 @@ class MethodSpec:
         """The method's settings by name; None for the unpruned model."""
         if self.method is None:
             return None
-        return {name: getattr(self.method, name) for name in _types(type(self.method))}
+        settings = {name: getattr(self.method, name) for name in _types(type(self.method))}
+        # Of a budget and the targets that replace it, only one is set.
+        return {name: value for name, value in settings.items() if name not in BUDGETS or value is not None}
 
 
 def parse_methods(
-    specs: Sequence[str], *, keep: Sequence[float | int] = (), layer: int | None = None
+    specs: Sequence[str],
+    *,
+    keep: Sequence[float | int] = (),
+    visual_flops: Sequence[float] = (),
+    kv_share: Sequence[float] = (),
+    layer: int | None = None,
 ) -> list[MethodSpec]:
     """Read method specifications.
 
@@ -49,6 +57,8 @@ def parse_methods(
     Args:
         specs: the specifications.
         keep: budgets for methods that have one and whose specification does not set it: one method for each.
+        visual_flops: targets instead of budgets: shares of visual FLOPs to save.
+        kv_share: targets instead of budgets: shares of KV bytes to leave.
         layer: layer for methods that take a budget and whose specification does not set it.
 
     Returns:
@@ -57,9 +67,15 @@ def parse_methods(
     Raises:
         InputError: for unknown names and settings, values that do not fit, and repetitions.
     """
+    options = dict(zip(BUDGETS, (keep, visual_flops, kv_share), strict=True))
+    given = [name for name, values in options.items() if values]
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names} each decide how many tokens stay. Give one of them.")
+    budgets: list[dict[str, Any]] = [{name: value} for name in given for value in options[name]]
     parsed: list[MethodSpec] = []
     for name, settings in _split(specs):
-        parsed += _build(name, settings, keep, layer)
+        parsed += _build(name, settings, budgets, layer)
     if not parsed:
         raise InputError(f"no methods given. Expected some of: {', '.join((UNPRUNED, *METHODS))}.")
     labels = [spec.label for spec in parsed]
@@ -102,7 +118,7 @@ def _split(specs: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def _build(name: str, texts: dict[str, str], keep: Sequence[float | int], layer: int | None) -> list[MethodSpec]:
+def _build(name: str, texts: dict[str, str], budgets: Sequence[dict[str, Any]], layer: int | None) -> list[MethodSpec]:
     if name == UNPRUNED:
         if texts:
             raise InputError(f"method {UNPRUNED!r} is the unpruned model and has no settings, got {texts}.")
@@ -120,10 +136,10 @@ def _build(name: str, texts: dict[str, str], keep: Sequence[float | int], layer:
         settings.setdefault("layer", layer)
     if "keep" not in known:
         variants: list[dict[str, Any]] = [{}]
-    elif "keep" in settings:
-        variants = [{"keep": settings.pop("keep")}]
+    elif own := {key: settings.pop(key) for key in BUDGETS if key in settings}:
+        variants = [own]
     else:
-        variants = [{"keep": value} for value in keep] or [{"keep": METHODS[name]().keep}]
+        variants = list(budgets) or [{"keep": METHODS[name]().keep}]
     specs = []
     for variant in variants:
         try:

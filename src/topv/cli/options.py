@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..budget import validate_keep
 from ..errors import InputError
 
-__all__ = ["add_model_options", "check_writable", "keep_value", "positive_int"]
+__all__ = [
+    "add_budget_options",
+    "add_model_options",
+    "check_writable",
+    "keep_value",
+    "left_share",
+    "positive_int",
+    "saved_share",
+]
 
 
 def keep_value(text: str) -> float | int:
@@ -31,6 +41,66 @@ def keep_value(text: str) -> float | int:
         return validate_keep(number)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def saved_share(text: str) -> float:
+    """A share in [0, 1) to save, such as "0.5".
+
+    Raises:
+        ArgumentTypeError: when it is none.
+    """
+    return _share(text, "a share in [0, 1), such as 0.5", lambda share: 0 <= share < 1)
+
+
+def left_share(text: str) -> float:
+    """A share in (0, 1] to leave, such as "0.6".
+
+    Raises:
+        ArgumentTypeError: when it is none.
+    """
+    return _share(text, "a share in (0, 1], such as 0.6", lambda share: 0 < share <= 1)
+
+
+def _share(text: str, expected: str, fits: Callable[[float], bool]) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not fits(share):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return share
+
+
+def add_budget_options(parser: argparse._ActionsContainer, *, several: bool) -> None:
+    """--keep, --visual-flops and --kv-share, of which one may be given; with `several`, with one value or more.
+
+    Each becomes a list.
+    """
+    group = parser.add_mutually_exclusive_group()
+    count: dict[str, Any] = {"nargs": "+" if several else 1, "default": []}
+    each = "; each method runs with each" if several else ""
+    group.add_argument(
+        "--keep",
+        type=keep_value,
+        metavar="K",
+        help="visual tokens to keep: a ratio such as 0.5, or a count such as 64 (1.0 is all of them, 1 is one)"
+        f"{each} (0.5)",
+        **count,
+    )
+    group.add_argument(
+        "--visual-flops",
+        type=saved_share,
+        metavar="S",
+        help="instead: keep as many as save this share of the decoder's FLOPs on visual tokens",
+        **count,
+    )
+    group.add_argument(
+        "--kv-share",
+        type=left_share,
+        metavar="S",
+        help="instead: keep as many as leave this share of the prompt's KV cache",
+        **count,
+    )
 
 
 def positive_int(text: str) -> int:

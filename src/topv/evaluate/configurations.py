@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from ..measure.flops_target import keep_for_reduction, layer_for_reduction
 from ..methods import VTW, Method, TopV
 from ..models import family_of
+from ..runtime.targets import kept_counts, layer_for_reduction
 from ..transport import Reading
 
 __all__ = ["Configuration", "at_equal_reductions", "readings"]
@@ -41,23 +41,24 @@ def at_equal_reductions(
 
     Args:
         model: the vision-language model.
-        methods: labels and methods; their own `keep` (for VTW, `layer`) is replaced.
+        methods: labels and methods; their own budget (for VTW, `layer`) is replaced.
         reductions: shares in (0, 1).
         visual_tokens: tokens in a grid.
 
     Raises:
         InputError: when a reduction cannot be reached.
+        UnsupportedError: when the model's FLOPs cannot be counted.
     """
-    depth = len(family_of(model).layers)
+    family = family_of(model)
     configurations = [Configuration("unpruned", None, None)]
     for reduction in reductions:
         for label, method in methods:
             if isinstance(method, VTW):
-                layer, _ = layer_for_reduction(model, visual_tokens, reduction)
-                set_to: Method = replace(method, layer=layer)
+                set_to: Method = replace(method, layer=layer_for_reduction(family, visual_tokens, reduction))
             else:
-                keep, _ = keep_for_reduction(model, visual_tokens, reduction, method.pruning_layer(depth))
-                set_to = replace(method, keep=keep)
+                set_to = method.with_budget(visual_flops=reduction)
+                # Before the first question rather than at it.
+                kept_counts(family, set_to, method.pruning_layer(len(family.layers)), [visual_tokens], visual_tokens)
             configurations.append(Configuration(label, reduction, set_to))
     return configurations
 

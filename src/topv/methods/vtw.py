@@ -19,13 +19,17 @@ class VTW(Method):
     Lin et al., "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",
     AAAI 2025 (arXiv 2405.05803). A visual token that is the prompt's last position, or that a label scores, stays.
 
+    The layer decides alone what is saved, so it takes no `keep` and no target.
+
     Args:
         layer: number of decoder layers that see the visual tokens; None means half the decoder's depth.
     """
 
-    keep: float | int = field(default=1.0, init=False, repr=False)
+    keep: float | int | None = field(default=1.0, init=False, repr=False)
     layer: int | None = None
     budget: Literal["grid", "image", "sample"] = field(default="grid", init=False, repr=False)
+    visual_flops: float | None = field(default=None, init=False, repr=False)
+    kv_share: float | None = field(default=None, init=False, repr=False)
     has_importance: ClassVar[bool] = False
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from ..errors import UnsupportedError
 from ..layout import Picture, VisualLayout
 from .encoded import Recalled, note, recall, refuse_lost
+from .flops import LayerFlops, layer_flops
+from .kv_width import kv_width
 from .tower import feeding_block
 
 __all__ = ["Family", "Handle", "ShortLayer", "find_decoder", "run_lengths"]
@@ -178,16 +181,47 @@ class Family:
             or self.text_config.hidden_size // self.text_config.num_attention_heads
         )
 
-    def visual_flops(self, layer: int, tokens: int) -> int:
-        """FLOPs that decoder layer `layer` spends on `tokens` visual tokens of one sample.
+    @cached_property
+    def layer_flops(self) -> tuple[LayerFlops, ...]:
+        """What each decoder layer costs, by the length of its sequence.
 
-        2 n W + 4 n^2 H d, with W the weights of the layer's linear maps, H query heads and head dimension d: the
-        count of FastV (arXiv 2403.06764, section 4.1) with the layer's own matrices in place of its 4 d^2 + 2 d m.
+        Raises:
+            UnsupportedError: when a layer does something whose FLOPs are not known.
         """
-        # By their features, since a quantized module packs its weights.
-        modules: Any = self.layers[layer].modules()
-        weights: int = sum(m.in_features * m.out_features for m in modules if _is_linear(m))
-        return 2 * tokens * weights + 4 * tokens**2 * self.text_config.num_attention_heads * self.head_dim
+        return tuple(layer_flops(self, index) for index in range(len(self.layers)))
+
+    def visual_flops(self, layer: int, tokens: int, *, keys: int | None = None) -> int:
+        """FLOPs that decoder layer `layer` spends on `tokens` visual tokens of one sample, as if they were alone.
+
+        2 n W + 2 n m H (d_k + d_v), with W the weights of the linear maps that run on a token (of a mixture of experts
+        those of the top-k), m keys (n, unless `keys` says otherwise) and H query heads of d_k and d_v dimensions: the
+        count of FastV (arXiv 2403.06764, section 4.1) with the layer's own matrices in place of its 4 d^2 + 2 d m.
+        Where a layer is recurrent its scan stands for the attention's products.
+
+        Raises:
+            UnsupportedError: when a decoder layer does something whose FLOPs are not known.
+        """
+        return self.layer_flops[layer].count(tokens, keys=keys).total
+
+    @cached_property
+    def kv_widths(self) -> tuple[int, ...]:
+        """Numbers that each decoder layer keeps of one token in the KV cache: 0 for a layer that keeps none.
+
+        Raises:
+            UnsupportedError: when a layer's maps to keys and values are not found.
+        """
+        return tuple(kv_width(self, index) for index in range(len(self.layers)))
+
+    @cached_property
+    def cache_limits(self) -> tuple[int | None, ...]:
+        """How many columns of a prompt each decoder layer keeps in its KV cache at most; None without a limit."""
+        windows = (self.window(index) for index in range(len(self.layers)))
+        return tuple(None if window is None else window - 1 for window in windows)
+
+    @cached_property
+    def key_layers(self) -> tuple[int, ...]:
+        """For each decoder layer, the one whose keys it attends to."""
+        return tuple(self.key_layer(index) for index in range(len(self.layers)))
 
     @property
     def image_ids(self) -> frozenset[int]:
@@ -410,10 +444,3 @@ def _in_prompt_order(
     for left in waiting.values():
         ordered += left
     return ordered
-
-
-def _is_linear(module: Any) -> bool:
-    """Whether `module` is a linear map itself, and not an adapter's wrapper around one."""
-    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
-        return False
-    return not any(hasattr(child, "in_features") for child in module.children())

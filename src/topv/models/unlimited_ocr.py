@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from .family import Family, Handle, ShortLayer
@@ -18,6 +18,10 @@ class UnlimitedOcr(Family):
         if cache is None or layer >= len(cache.layers):
             return 0
         return getattr(cache.layers[layer], "prefill_length", None) or 0
+
+    @cached_property
+    def cache_limits(self) -> tuple[int | None, ...]:
+        return (None,) * len(self.layers)
 
     def corrections(self, short: Callable[[int], ShortLayer | None]) -> Sequence[Handle]:
         """The prompt of a short layer is as much shorter as columns are dropped from it."""

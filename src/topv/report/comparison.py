@@ -66,7 +66,7 @@ class MethodResult:
             "visual_tokens": self.visual_tokens,
             "kept_tokens": self.kept_tokens,
             "recovered_tokens": len(self.recovered),
-            "visual_flops_reduction": self.visual_flops_reduction,
+            "visual_flops_reduction": None if math.isnan(self.visual_flops_reduction) else self.visual_flops_reduction,
             "kv_bytes": self.kv_bytes,
             "kv_bytes_unpruned": self.kv_bytes_unpruned,
             "foreground_kept": self.foreground_kept,

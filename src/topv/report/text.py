@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..measure.latency import Latency, Ratio
 
 __all__ = ["format_bytes", "format_kept", "format_kv", "format_latency", "format_share", "format_time", "printable"]
@@ -13,7 +15,7 @@ def format_share(share: float) -> str:
     >>> format_share(0.4689)
     '46.9 %'
     """
-    return f"{100 * share:.1f} %"
+    return "not counted" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def format_time(ratio: Ratio | None, seconds: float | None) -> str:

@@ -11,6 +11,8 @@ import torch
 from ..errors import LayoutError, UnsupportedError
 from ..layout import Grid, VisualLayout
 from ..methods import Method
+from ..models import Family
+from .targets import kept_counts
 
 __all__ = ["Bucket", "PrefillPlan", "Section", "build_plan"]
 
@@ -119,18 +121,28 @@ class PrefillPlan:
 
 
 def build_plan(
-    layout: VisualLayout, method: Method, *, real: torch.Tensor, labels: torch.Tensor | None = None
+    layout: VisualLayout,
+    method: Method,
+    *,
+    family: Family,
+    layer: int,
+    real: torch.Tensor,
+    labels: torch.Tensor | None = None,
 ) -> PrefillPlan:
     """Decide every size of a prefill: K of each group of grids, and which columns no method may drop.
 
     Args:
         layout: the visual tokens of the batch.
-        method: gives K, and says which grids share it.
+        method: gives K, or the target that K is to meet, and says which grids share it.
+        family: the model's parts, whose costs a target is about.
+        layer: number of decoder layers that see every token.
         real: BoolTensor (B, T) on the CPU, false at padding.
         labels: LongTensor (B, T) on the CPU or None; a position whose next label is not -100 stays.
 
     Raises:
-        UnsupportedError: when the method uses places that the visual tokens do not have.
+        UnsupportedError: when the method uses places that the visual tokens do not have, or sets a target that cannot
+            be counted for this model.
+        InputError: when a sample cannot reach the method's target.
         LayoutError: when the mask hides visual tokens, or more tokens must stay than the budget allows.
         ValueError: when a count is larger than the grids that share it.
     """
@@ -149,9 +161,10 @@ def build_plan(
                 f"the attention mask hides visual tokens of grid {grid.ordinal} in sample {grid.sample}. Pass the "
                 "attention mask that the processor returned for this prompt."
             )
-    for group in _groups(layout, method.budget):
+    groups = _groups(layout, method.budget)
+    for group, wanted in zip(groups, _wanted(groups, method, family, layer, real), strict=True):
         columns = torch.cat([grid.columns for grid in group])
-        count = _count(group, method, int(must_stay[group[0].sample, columns].sum()))
+        count = _count(group, method, wanted, int(must_stay[group[0].sample, columns].sum()))
         if count < columns.numel():
             _check_places(group, method)
             grouped[tuple(grid.rows_and_columns for grid in group), count].append(group)
@@ -159,11 +172,11 @@ def build_plan(
 
     row_lengths = fixed.sum(1)
     buckets = []
-    for (_, count), groups in grouped.items():
-        flat = torch.stack([torch.cat([g.sample * layout.length + g.columns for g in group]) for group in groups])
+    for (_, count), alike in grouped.items():
+        flat = torch.stack([torch.cat([g.sample * layout.length + g.columns for g in group]) for group in alike])
         protected = must_stay.flatten()[flat]
-        buckets.append(Bucket(tuple(groups), count, flat, protected if bool(protected.any()) else None))
-        for group in groups:
+        buckets.append(Bucket(tuple(alike), count, flat, protected if bool(protected.any()) else None))
+        for group in alike:
             row_lengths[group[0].sample] += count
     return PrefillPlan(layout, real, fixed, tuple(buckets), tuple(row_lengths.tolist()))
 
@@ -177,6 +190,25 @@ def _groups(layout: VisualLayout, budget: str) -> list[tuple[Grid, ...]]:
     return [tuple(group) for group in shared.values()]
 
 
+def _wanted(
+    groups: list[tuple[Grid, ...]], method: Method, family: Family, layer: int, real: torch.Tensor
+) -> list[int]:
+    """How many tokens of each group the method wants to keep."""
+    sizes = [sum(grid.tokens for grid in group) for group in groups]
+    if method.goal is None:
+        return [method.count(size) for size in sizes]
+    of_sample: dict[int, list[int]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        of_sample[group[0].sample].append(number)
+    columns = real.sum(1).tolist()
+    wanted = [0] * len(groups)
+    for sample, numbers in of_sample.items():
+        own = [sizes[number] for number in numbers]
+        for number, count in zip(numbers, kept_counts(family, method, layer, own, columns[sample]), strict=True):
+            wanted[number] = count
+    return wanted
+
+
 def _check_places(group: tuple[Grid, ...], method: Method) -> None:
     for grid in group:
         if method.uses_places and not grid.spatial:
@@ -188,8 +220,7 @@ def _check_places(group: tuple[Grid, ...], method: Method) -> None:
             )
 
 
-def _count(group: tuple[Grid, ...], method: Method, protected: int) -> int:
-    count = method.count(sum(grid.tokens for grid in group))
+def _count(group: tuple[Grid, ...], method: Method, count: int, protected: int) -> int:
     if count == 0:
         return protected
     if protected > count:

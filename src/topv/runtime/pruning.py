@@ -346,6 +346,8 @@ class Pruning:
         return build_plan(
             layout,
             self.method,
+            family=self._family,
+            layer=self.layer,
             real=real_columns(mask, batch=batch, past=past, length=length),
             labels=None if labels is None else labels.cpu(),
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
+from ..errors import UnsupportedError
 from ..layout import Grid
 from ..methods import Method
 from ..models import Family
 from .forward import Outcome
 from .plan import PrefillPlan
 from .report import Report
+from .targets import Cost, cached, prefill_cost
 
 __all__ = ["Results"]
 
@@ -45,13 +48,10 @@ class Results:
         kept = visual - sum(
             bucket.flat.numel() - indices.numel() for bucket, indices in zip(plan.buckets, outcome.kept, strict=True)
         )
-        usual = 2 * plan.layout.batch * family.kv_heads * family.head_dim * outcome.element_size
-        entries = {layer: outcome.entry_bytes.get(layer, usual) for layer in outcome.lengths}
+        entries = {index: outcome.entry_bytes.get(index) or self._entry_bytes(index) for index in outcome.lengths}
         whole = self._past + plan.layout.length
-
-        def kept_by_window(layer: int, columns: int) -> int:
-            window = family.window(layer)
-            return columns if window is None else min(columns, window - 1)
+        limits = family.cache_limits
+        goal = self._method.goal
 
         return Report(
             method=repr(self._method),
@@ -61,27 +61,58 @@ class Results:
             prompt_tokens=int(plan.real.sum()),
             visual_tokens=visual,
             kept_tokens=kept,
-            kv_bytes=sum(entries[layer] * kept_by_window(layer, n) for layer, n in outcome.lengths.items()),
-            kv_bytes_unpruned=sum(entries[layer] * kept_by_window(layer, whole) for layer in outcome.lengths),
+            kv_bytes=sum(entries[i] * cached(n, limits[i]) for i, n in outcome.lengths.items()),
+            kv_bytes_unpruned=sum(entries[i] * cached(whole, limits[i]) for i in outcome.lengths),
             visual_flops_reduction=self._flops_reduction(),
+            target=None if goal is None else "{}={:g}".format(*goal),
+            reached=() if goal is None else self._reached(goal[0]),
         )
 
-    def _flops_reduction(self) -> float:
-        plan = self.plan
-        whole, short = [0] * plan.layout.batch, [0] * plan.layout.batch
-        for grid in plan.layout.grids:
+    def _entry_bytes(self, layer: int) -> int:
+        """Bytes of one entry in a layer's KV cache over the batch, where no cache was there to be read."""
+        return self._family.kv_widths[layer] * self.plan.layout.batch * self._outcome.element_size
+
+    def visual_tokens(self) -> list[tuple[int, int]]:
+        """For each sample, its visual tokens before and after the pruning layer."""
+        whole, short = [0] * self.plan.layout.batch, [0] * self.plan.layout.batch
+        for grid in self.plan.layout.grids:
             whole[grid.sample] += grid.tokens
             short[grid.sample] += grid.tokens
-        for bucket, indices in zip(plan.buckets, self._outcome.kept, strict=True):
+        for bucket, indices in zip(self.plan.buckets, self._outcome.kept, strict=True):
             for group in bucket.groups:
                 short[group[0].sample] -= bucket.tokens - indices.shape[1]
-        spent = unpruned = 0
-        for layer in range(len(self._family.layers)):
-            for before, after in zip(whole, short, strict=True):
-                full = self._family.visual_flops(layer, before)
-                unpruned += full
-                spent += full if layer < self._layer else self._family.visual_flops(layer, after)
+        return list(zip(whole, short, strict=True))
+
+    def columns(self) -> tuple[int, int]:
+        """Padded length of this forward before and from the pruning layer on."""
+        return self.plan.layout.length, self.plan.length if self.plan.buckets else self.plan.layout.length
+
+    def _flops_reduction(self) -> float:
+        try:
+            costs = [(self._cost("visual_flops", n), n, kept) for n, kept in self.visual_tokens() if n]
+        except UnsupportedError:
+            return math.nan
+        spent = sum(cost.spent(kept) for cost, _, kept in costs)
+        unpruned = sum(cost.spent(n) for cost, n, _ in costs)
         return 1 - spent / unpruned if unpruned else 0.0
+
+    def _reached(self, goal: str) -> tuple[float | None, ...]:
+        """What each sample saves of its visual FLOPs, or leaves of its KV bytes; None where it has no visual tokens."""
+        reached: list[float | None] = []
+        for (tokens, kept), columns in zip(self.visual_tokens(), self.plan.real.sum(1).tolist(), strict=True):
+            share = self._cost(goal, tokens, columns).share(kept)
+            reached.append(float(1 - share if goal == "visual_flops" else share) if tokens else None)
+        return tuple(reached)
+
+    def _cost(self, goal: str, tokens: int, columns: int = 0) -> Cost:
+        return prefill_cost(
+            self._family,
+            goal,
+            self._layer,
+            tokens=tokens,
+            columns=columns,
+            compact_early_layers=self._method.compact_early_layers,
+        )
 
     def kept_positions(self) -> list[torch.Tensor]:
         """For each sample, the columns of its kept visual tokens, ascending: LongTensor on the CPU."""
