@@ -13,8 +13,8 @@ import topv
 from module_snapshot import snapshot
 from tiny_models import TOKENS, prompt, tiny_llava
 from topv.errors import InputError
-from topv.measure.bench import Case, Measurement, bench, flops_share, run_once
-from topv.models import family_of
+from topv.measure.bench import Case, Measurement, bench, flops_shares, run_once
+from topv.measure.flops import count_decoder, count_flops
 
 LAYERS = 5
 ROUNDS = 3
@@ -97,15 +97,32 @@ def test_stages_and_counts() -> None:
 
 
 def test_time_over_the_flops_share() -> None:
-    measured = measure(decode_steps=0)["topv"]
-    family = family_of(tiny_llava(layers=LAYERS))
-    share = flops_share(family, length=LENGTH, kept_length=SHORT, layer=2)
-    flops = [family.visual_flops(layer, LENGTH if layer < 2 else SHORT) for layer in range(LAYERS)]
-    assert share == sum(flops) / (LAYERS * family.visual_flops(0, LENGTH))
-    assert measured.flops_share == share
-    assert measured.time_over_flops is not None
-    assert measured.time_over_flops.value == pytest.approx((2 * LENGTH + 3 * SHORT) / (LAYERS * LENGTH) / share)
-    assert flops_share(family, length=LENGTH, kept_length=LENGTH, layer=2) == 1
+    measured = measure(decode_steps=0)
+    pruned, whole = measured["topv"], measured["none"]
+    model, inputs = tiny_llava(layers=LAYERS), prompt([[3, "image", 4]])
+    lengths = {"visual": TOKENS, "columns": LENGTH, "logits": 1}
+    short = count_decoder(model, **lengths, layer=2, kept=TOKENS // 4)
+    full = count_flops(model, {**inputs, "logits_to_keep": 1})
+    assert pruned.flops_share == short.decoder / full.decoder
+    assert pruned.prefill_flops_share == (full.vision + full.projector + full.other + short.total) / full.total
+    assert full.vision > 0
+    assert (whole.flops_share, whole.prefill_flops_share) == (1, 1)
+    columns = (2 * LENGTH + 3 * SHORT) / (LAYERS * LENGTH)
+    assert pruned.time_over_flops is not None
+    assert pruned.time_over_flops.value == pytest.approx(columns / pruned.flops_share)
+    assert pruned.prefill_over_flops is not None
+    assert pruned.prefill_over_flops.value == pytest.approx(columns / pruned.prefill_flops_share)
+
+
+def test_flops_are_the_same_on_a_backend_whose_products_cannot_be_seen() -> None:
+    model, inputs = tiny_llava(layers=LAYERS), prompt([[3, "image", 4]])
+    with topv.prune(model, topv.TopV(keep=0.25)) as pruning, torch.no_grad():
+        model(**inputs)
+        shares = flops_shares(model, inputs, pruning)
+        model.set_attn_implementation("flex_attention")
+        assert flops_shares(model, inputs, pruning) == shares
+        assert model.config._attn_implementation == "flex_attention"
+    assert 0 < shares[0] < shares[1] < 1
 
 
 def test_each_method_at_a_batch_of_its_own() -> None:

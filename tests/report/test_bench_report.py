@@ -56,6 +56,7 @@ def measured(ratios: tuple[float, ...], *, share: float, method: topv.Method | N
         kept_tokens=8 if method is None else 4,
         prompt_tokens=10,
         flops_share=share,
+        prefill_flops_share=share + 0.1,
         stages=tuple(stages),
         times=times,
         selection_share=Ratio.of([0.1] * len(ratios)),
@@ -136,6 +137,7 @@ def test_tables(rows: list[dict[str, str]]) -> None:
     assert by_name["selection"] == "250"
     assert by_name["selection, of unpruned prefill"] == "10.00 % (10.00 to 10.00)"
     assert by_name["decoder, x unpruned"] == "0.53 (0.50 to 0.55)"
+    assert times.rows[1][4:6] == ("0.600", "1.03 (1.00 to 1.07)")
     assert by_name["time / FLOPs share"] == "1.05 (1.00 to 1.10)"
     assert throughput.header[-1] == "throughput, x unpruned"
     assert all(len(line) == len(table.header) for table in (times, stages, throughput) for line in table.rows)

@@ -37,8 +37,9 @@ what the numbers mean:
                    wider than the effect
   stages           vision tower: all in front of the decoder; layers before and after the pruning layer; selection:
                    ranking and choosing tokens; rest: head and all else. What a method reads in a layer counts there
-  FLOPs share      FLOPs of the decoder layers in the prefill, over the unpruned model's
-  time / FLOPs     the decoder layers' time, x unpruned, over that share: 1 is time that falls as FLOPs do
+  FLOPs share      FLOPs over the unpruned model's: of the whole prefill, vision tower and head included, beside the
+                   time to first token; of the decoder layers beside theirs
+  time / FLOPs     time, x unpruned, over that share: 1 is time that falls as FLOPs do
   throughput       samples, or tokens, over the time end to end"""
 
 _METHODS = "topv,fastv,fastv:attention=full"

@@ -13,13 +13,14 @@ from torch import nn
 
 from ..errors import InputError
 from ..methods import Method
-from ..models import Family, family_of
-from ..runtime import prune
+from ..models import family_of
+from ..runtime import Pruning, Report, prune
+from .flops import count_flops
 from .generation import decode, prefill, synchronizer
-from .latency import Latency, LatencyTable, Ratio, Stopwatch, measure_phases
+from .latency import Latency, Ratio, Stopwatch, measure_phases
 from .stages import STAGES, Stages, StageTimes, marks_for
 
-__all__ = ["Case", "Measurement", "bench", "flops_share", "run_once"]
+__all__ = ["Case", "Measurement", "bench", "flops_shares", "run_once"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Measurement:
         kept_tokens: those that stay.
         prompt_tokens: length of a sample.
         flops_share: FLOPs of the decoder layers in the prefill, over the unpruned model's.
+        prefill_flops_share: FLOPs of the whole prefill, vision tower and head included, over the unpruned model's.
         stages: of each counted round.
         times: by phase: "prefill" is the time to first token, "decoder" its decoder layers with the selection, "decode"
             a token after the first (missing without any), "total" everything, "request" everything over the batch.
@@ -63,6 +65,7 @@ class Measurement:
     kept_tokens: int
     prompt_tokens: int
     flops_share: float
+    prefill_flops_share: float
     stages: tuple[StageTimes, ...]
     times: Mapping[str, Latency]
     selection_share: Ratio
@@ -82,16 +85,37 @@ class Measurement:
     @property
     def time_over_flops(self) -> Ratio | None:
         """The decoder layers' time over the baseline's, over the share of FLOPs: 1 is time that falls as FLOPs do."""
-        ratios = self.times["decoder"].ratios
-        return Ratio.of([ratio / self.flops_share for ratio in ratios]) if ratios else None
+        return _over(self.times["decoder"], self.flops_share)
+
+    @property
+    def prefill_over_flops(self) -> Ratio | None:
+        """The time to first token over the baseline's, over the share of all FLOPs in it."""
+        return _over(self.times["prefill"], self.prefill_flops_share)
 
 
-def flops_share(family: Family, *, length: int, kept_length: int, layer: int) -> float:
-    """FLOPs of the decoder layers in a prefill that shortens `length` columns to `kept_length` at layer `layer`, over
-    those of the unpruned prefill. The vision tower and the head are not in it."""
-    depth = len(family.layers)
-    spent = sum(family.visual_flops(index, length if index < layer else kept_length) for index in range(depth))
-    return spent / sum(family.visual_flops(index, length) for index in range(depth))
+def _over(latency: Latency, share: float) -> Ratio | None:
+    return Ratio.of([ratio / share for ratio in latency.ratios]) if latency.ratios else None
+
+
+def flops_shares(model: Any, inputs: Mapping[str, Any], pruning: Pruning) -> tuple[float, float]:
+    """FLOPs of the prefill of `inputs` that `pruning` has run last, over the unpruned prefill's: those of the decoder
+    layers, and all of them, the vision tower and the head on one position included.
+
+    Raises:
+        UnsupportedError: when the model does something whose FLOPs are not known.
+    """
+    call = {**inputs, "logits_to_keep": 1}
+    backend = model.config._attn_implementation
+    # A backend does not change what is computed, but the products of some cannot be seen.
+    countable = backend in ("eager", "sdpa")
+    if not countable:
+        model.set_attn_implementation("sdpa")
+    try:
+        pruned, whole = count_flops(model, call, pruning=pruning), count_flops(model, call)
+    finally:
+        if not countable:
+            model.set_attn_implementation(backend)
+    return pruned.decoder / whole.decoder, pruned.share_of(whole)
 
 
 def bench(
@@ -130,7 +154,8 @@ def bench(
         raise InputError(f"decode_steps={decode_steps}: expected at least 0.")
     family = family_of(model)
     stages: dict[str, list[StageTimes]] = {name: [] for name in cases}
-    reports: dict[str, Any] = {}
+    reports: dict[str, Report] = {}
+    shares: dict[str, tuple[float, float]] = {}
     wait = synchronizer(next(iter(cases.values())).inputs["input_ids"].device)
 
     def candidate(name: str, case: Case) -> Callable[[Stopwatch], None]:
@@ -147,6 +172,8 @@ def bench(
                         decode(model, case.inputs, output, token, decode_steps)
                 if pruning is not None:
                     reports[name] = pruning.report()
+                    if name not in shares:
+                        shares[name] = flops_shares(model, case.inputs, pruning)
             times = staged.times()
             stages[name].append(times)
             seconds = watch.seconds
@@ -169,39 +196,24 @@ def bench(
         )
     counted = {name: tuple(found[warmup:]) for name, found in stages.items()}
     cut = next((report.layer for report in reports.values()), min(2, len(family.layers) - 1))
-    return {
-        name: _measurement(family, case, reports.get(name), cut, tables, name, counted, baseline)
-        for name, case in cases.items()
-    }
-
-
-def _measurement(
-    family: Family,
-    case: Case,
-    report: Any,
-    cut: int,
-    tables: Mapping[str, LatencyTable],
-    name: str,
-    stages: Mapping[str, tuple[StageTimes, ...]],
-    baseline: str,
-) -> Measurement:
-    ids = case.inputs["input_ids"]
-    length = int(ids.shape[1])
-    visual = int(family.placeholders(ids, case.inputs).sum()) // case.batch
-    kept, layer = visual, cut
-    if report is not None:
-        kept, layer = report.kept_tokens // case.batch, report.layer
-    return Measurement(
-        case=case,
-        layer=layer,
-        visual_tokens=visual,
-        kept_tokens=kept,
-        prompt_tokens=length,
-        flops_share=flops_share(family, length=length, kept_length=length - visual + kept, layer=layer),
-        stages=stages[name],
-        times={phase: table[name] for phase, table in tables.items()},
-        selection_share=_share_of_baseline(stages[name], stages[baseline]),
-    )
+    found = {}
+    for name, case in cases.items():
+        ids, report = case.inputs["input_ids"], reports.get(name)
+        visual = int(family.placeholders(ids, case.inputs).sum()) // case.batch
+        decoder_share, prefill_share = shares.get(name, (1.0, 1.0))
+        found[name] = Measurement(
+            case=case,
+            layer=cut if report is None else report.layer,
+            visual_tokens=visual,
+            kept_tokens=visual if report is None else report.kept_tokens // case.batch,
+            prompt_tokens=int(ids.shape[1]),
+            flops_share=decoder_share,
+            prefill_flops_share=prefill_share,
+            stages=counted[name],
+            times={phase: table[name] for phase, table in tables.items()},
+            selection_share=_share_of_baseline(counted[name], counted[baseline]),
+        )
+    return found
 
 
 def _share_of_baseline(own: Sequence[StageTimes], baseline: Sequence[StageTimes]) -> Ratio:

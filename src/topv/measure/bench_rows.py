@@ -23,7 +23,7 @@ __all__ = ["BENCH_COLUMNS", "RATIOS", "Budget", "Setting", "bench_row", "read_ro
 PHASES = ("prefill", "decoder", "decode", "total")
 """Phases with a time in a row: to the first token, in the decoder layers before it, per token after it, altogether."""
 
-RATIOS = (*(f"{phase}_ratio" for phase in PHASES), "throughput_ratio", "time_over_flops")
+RATIOS = (*(f"{phase}_ratio" for phase in PHASES), "throughput_ratio", "time_over_flops", "prefill_over_flops")
 """Columns that hold a ratio to the unpruned model. With `_low` and `_high` behind the name its interval, with `_clear`
 whether it may be quoted: "false" where the spread swallows the effect."""
 
@@ -43,6 +43,7 @@ BENCH_COLUMNS = (
     "prompt_tokens",
     "decode_steps",
     "flops_share",
+    "prefill_flops_share",
     *(f"{phase}_{unit}" for phase in PHASES for unit in ("ms", "spread_ms")),
     *(f"{stage}_ms" for stage in STAGES),
     "requests_per_s",
@@ -141,6 +142,7 @@ def bench_row(
         "prompt_tokens": measured.prompt_tokens,
         "decode_steps": setting.decode_steps,
         "flops_share": f"{measured.flops_share:.4f}",
+        "prefill_flops_share": f"{measured.prefill_flops_share:.4f}",
         "requests_per_s": _significant(1 / times["request"].median),
         "tokens_per_s": _significant((1 + setting.decode_steps) / times["request"].median),
         "coverage": f"{median_interval(setting.rounds)[1]:.3f}",
@@ -167,9 +169,12 @@ def bench_row(
     row |= {f"{stage}_ms": _ms(seconds) for stage, seconds in measured.stage_medians.items()}
     row |= _ratio("throughput_ratio", measured.throughput_ratio)
     # Time that falls as FLOPs do is a ratio of 1, so whether it is clear is up to the time.
-    row |= _ratio("time_over_flops", measured.time_over_flops) | {
-        "time_over_flops_clear": row.get("decoder_ratio_clear")
+    overs = {
+        "time_over_flops": (measured.time_over_flops, "decoder"),
+        "prefill_over_flops": (measured.prefill_over_flops, "prefill"),
     }
+    for name, (over, phase) in overs.items():
+        row |= _ratio(name, over) | {f"{name}_clear": row.get(f"{phase}_ratio_clear")}
     if measured.case.method is not None:
         row |= _interval("selection_share", measured.selection_share)
     return {name: "" if row.get(name) is None else str(row[name]) for name in BENCH_COLUMNS}

@@ -33,8 +33,9 @@ Every row of the files carries what it takes to measure it again.
 - **Stages** are medians over the rounds, in ms. *Vision tower* is everything in front of the decoder; *selection* is
   ranking and choosing tokens; *layers before* and *after* are the decoder layers on either side of the pruning layer,
   what a method reads as its evidence included (FastV's attention map among it); *rest* is the head and all else.
-- **Time / FLOPs share** is the decoder layers' time, x unpruned, over their share of FLOPs: 1 is time that falls
-  exactly as FLOPs do. The vision tower is in neither.
+- **FLOPs share** is that of the whole prefill in the first table, vision tower and head included, and that of the
+  decoder layers in the second; *time / FLOPs share* sets the time, x unpruned, against it: 1 is time that falls exactly
+  as FLOPs do.
 """
 _NO_GPU = "**Not yet run on a GPU.** The commands are in `benchmarks/accelerator.sh`."
 
@@ -88,11 +89,12 @@ def bench_tables(rows: Sequence[Row]) -> list[BenchTable]:
 
 def _times(rows: Sequence[Row], batch: str) -> BenchTable:
     decodes = any(row["decode_ms"] for row in rows)
-    header = ["method", "visual tokens", "time to first token, ms", "x unpruned"]
+    header = ["method", "visual tokens", "time to first token, ms", "x unpruned", "FLOPs share", "time / FLOPs share"]
     header += ["decode, ms per token", "x unpruned", "end to end, ms", "x unpruned"] if decodes else []
     table = []
     for row in rows:
         cells = [row["method"], _tokens(row), _time(row, "prefill"), _ratio_cell(row, "prefill_ratio")]
+        cells += [f"{float(row['prefill_flops_share']):.3f}", format_ratio(row, "prefill_over_flops")]
         if decodes:
             cells += [_time(row, "decode"), _ratio_cell(row, "decode_ratio")]
             cells += [_time(row, "total"), _ratio_cell(row, "total_ratio")]
@@ -103,7 +105,7 @@ def _times(rows: Sequence[Row], batch: str) -> BenchTable:
 
 def _stages(rows: Sequence[Row], batch: str) -> BenchTable:
     header = ("method", *(_STAGE_NAMES[stage] for stage in STAGES))
-    header += ("selection, of unpruned prefill", "decoder, x unpruned", "FLOPs share", "time / FLOPs share")
+    header += ("selection, of unpruned prefill", "decoder, x unpruned", "its FLOPs share", "time / FLOPs share")
     table = []
     for row in rows:
         table.append(
