@@ -127,13 +127,13 @@ class EvidenceReader:
         return torch.where(real, torch.arange(real.shape[1], device="cpu"), -1).amax(1)
 
     def visual(self, hidden_states: torch.Tensor, *, copy: bool) -> list[torch.Tensor]:
-        """The visual tokens of each bucket, (G, N, D), out of (B, T, D).
+        """The visual tokens of each bucket, (G, N, D), out of (B, T, D), or of (B * T, D) as some MLPs take them.
 
         Args:
             hidden_states: the states of the whole prompt.
             copy: False for views of them, where the tokens lie at even distances.
         """
-        tokens = hidden_states.reshape(-1, hidden_states.shape[2:].numel())
+        tokens = hidden_states.reshape(self._plan.real.numel(), -1)
         taken = []
         for bucket, flat in zip(self._plan.buckets, self.flat_columns(hidden_states.device), strict=True):
             plain = type(tokens) is torch.Tensor and bucket.stride is not None
