@@ -53,7 +53,8 @@ def draw_profile(prompts: Sequence[PromptMemory], model: str, path: Path) -> Non
         for number, arm in enumerate(prompt.arms):
             first = next(i for i, other in enumerate(prompt.arms) if other.name == arm.name)
             colour = _COLOURS.get(arm.name) if first == number else None
-            _draw_lines(axes, arm, colour or _OTHERS[number % len(_OTHERS)])
+            # Arms may coincide: the first are drawn broad, so that they show beneath the others.
+            _draw_lines(axes, arm, colour or _OTHERS[number % len(_OTHERS)], width=max(1.0, 4.0 - number))
         axes.set_title(f"{_cut(prompt.prompt, 60)}\n{_cut(prompt.image, 60)}", fontsize=10)
         axes.set(xlabel="generated tokens", ylabel="dynamic memory, MiB", ylim=(0, None))
         axes.grid(alpha=0.3)
@@ -102,13 +103,15 @@ def _title(model: str, name: str, benchmark: int) -> str:
     return f"{ARMS[name]}, {model},\nbundled task {place.task} (the paper: InternVL2-2B on {place.name})"
 
 
-def _draw_lines(axes: Any, arm: ArmMemory, colour: str) -> None:
+def _draw_lines(axes: Any, arm: ArmMemory, colour: str, width: float) -> None:
     samples = arm.timeline.samples
     steps = [sample.step for sample in samples]
-    axes.plot(
-        steps, [s.peak / _MIB for s in samples], color=colour, marker="o", markersize=3, label=f"{arm.label}: peak"
+    peaks, held = (
+        [value / _MIB for value in values] for values in zip(*((s.peak, s.dynamic) for s in samples), strict=True)
     )
-    axes.plot(steps, [s.dynamic / _MIB for s in samples], color=colour, linestyle=":", label=f"{arm.label}: held")
+    axes.plot(steps, peaks, color=colour, linewidth=width, marker="o", markersize=width + 2, label=f"{arm.label}: peak")
+    axes.plot(steps, held, color=colour, linewidth=width, linestyle=":", label=f"{arm.label}: held")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _draw_total(axes: Any, prompt: PromptMemory, name: str) -> None:
@@ -139,6 +142,7 @@ def _draw_total(axes: Any, prompt: PromptMemory, name: str) -> None:
                 linewidth=1.2,
                 label=f"{ARMS[other.name]}: peak, to compare",
             )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     dynamic = max(sample.peak for other in shown for sample in other.timeline.samples) / _MIB
     # The weights dwarf the rest: the axis begins just below their top, and says so.
     bottom, top = static - 0.22 * dynamic, static + 1.2 * dynamic
