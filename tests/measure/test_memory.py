@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from module_snapshot import snapshot
 from tiny_models import IMAGE_TOKEN, PATCH, SIDE, TOKENS, VOCABULARY, prompt, tiny_llava
 from topv.errors import InputError
-from topv.measure import LiveTensors, memory_timeline, profile_generation, resident, static_bytes
+from topv.measure import LiveTensors, kv_cache_bytes, memory_timeline, profile_generation, resident, static_bytes
 from topv.measure.memory import AllocatorMeter, GenerationMemory, generate_text, memory_history
 from topv.measure.resident import ResidentMeter, settle, touch_weights
 from topv.methods import VTW, FastV, MeanCost, Method, Random, TopV, Uniform
@@ -82,6 +83,13 @@ def test_kv_bytes_are_those_of_the_formula_at_every_token(method, samples):
         assert first == (found.report.layer * length + pruned * (longest - TOKENS + kept)) * entry
     assert [sample.kv for sample in found.timeline.samples] == [first + step * layers * entry for step in range(4)]
     assert [sample.step for sample in found.timeline.samples] == [1, 2, 3, 4]
+
+
+def test_recurrent_layers_hold_no_keys():
+    recurrent = SimpleNamespace(conv_states=torch.zeros(9), recurrent_states=torch.zeros(9))
+    attention = SimpleNamespace(keys=torch.zeros(1, 2, 5, 3), values=torch.zeros(1, 2, 5, 3))
+    empty = SimpleNamespace(keys=None, values=None)
+    assert kv_cache_bytes(SimpleNamespace(layers=[recurrent, attention, empty])) == 60 * FLOAT
 
 
 def test_the_model_is_left_as_it_was():
