@@ -215,3 +215,13 @@ def test_encoder_decoder_language_model_is_refused() -> None:
 
 def test_the_probe_names_the_reason_of_a_refusal() -> None:
     assert probe(recipe_of("minimax_m3_vl")).reason == f"window: {REASONS['window']}"
+
+
+def test_layers_that_keep_nothing_need_no_mask_for_ragged_rows() -> None:
+    recipe, model = build("nemotron_h_omni")
+    samples = [[7, "image", 6], [3, "image", 2, "image", 4]]
+    inputs = recipe.prompt(model, samples)
+    with torch.no_grad(), topv.prune(model, topv.TopV(keep=0.4)) as pruning:
+        together = model.generate(**inputs, **TEXT_ONLY, max_new_tokens=3)
+        assert len({len(columns) for columns in pruning.kept_positions}) == 2
+    assert together.shape == (2, inputs["input_ids"].shape[1] + 3)

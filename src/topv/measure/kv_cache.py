@@ -13,7 +13,7 @@ __all__ = ["PrefillProbe", "kv_cache_bytes"]
 
 
 def kv_cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a transformers cache holds.
+    """Bytes of the keys and values that a transformers cache holds; the states of recurrent layers are neither.
 
     Raises:
         UnsupportedError: when the cache is not made of layers with `keys` and `values`.
@@ -21,7 +21,7 @@ def kv_cache_bytes(cache: Any) -> int:
     layers = getattr(cache, "layers", None)
     if layers is None:
         raise UnsupportedError(f"{type(cache).__name__} has no `layers` whose keys and values could be counted.")
-    states = (state for layer in layers for state in (layer.keys, layer.values))
+    states = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
     return sum(state.numel() * state.element_size() for state in states if isinstance(state, torch.Tensor))
 
 

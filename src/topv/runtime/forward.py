@@ -206,7 +206,8 @@ class Forward:
         borrows = lender != layer
         if not borrows and self.family.lends_keys:
             self.masks.note_lender(hidden, layer)
-        if mask is not None or self._hides or self._ragged or borrows:
+        attends = borrows or self.family.keeps_keys(layer) or self.family.masks_itself(layer)
+        if attends and (mask is not None or self._hides or self._ragged or borrows):
             changed["attention_mask"] = self.masks.attention(mask, hidden, layer)
         if _OWN_MASK in arguments:
             changed[_OWN_MASK] = self.masks.recurrent(arguments[_OWN_MASK], hidden)

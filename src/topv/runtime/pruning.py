@@ -360,6 +360,7 @@ class Pruning:
         forward = self._mine()
         if forward is not None and forward.opened_by is module:
             set_forward(forward.outer)
+            forward.masks.release()
 
     def _enter_decoder(
         self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

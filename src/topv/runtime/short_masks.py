@@ -28,6 +28,11 @@ class ShortMasks:
         self._lent: dict[int, tuple[int, int]] = {}
         self._masks: dict[tuple[int, int, int], tuple[Any, Any]] = {}
 
+    def release(self) -> None:
+        """Let go of the forward, which holds these masks: it ends now, not when garbage is next collected."""
+        del self._run
+        self._masks.clear()
+
     def note_lender(self, hidden_states: torch.Tensor, layer: int) -> None:
         """Remember the sizes of a layer whose keys later layers will borrow."""
         self._lent[layer] = mask_sizes(self._run.cache, hidden_states.shape[1], layer)
