@@ -67,7 +67,7 @@ def test_products_in_float32_are_good_to_a_thousandth(
     offset: float, size: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path of accelerators, run here: what it promises even for the worst pairs, the nearly identical."""
-    monkeypatch.setattr(cost_module, "_multiplies_in_double", lambda device: False)
+    monkeypatch.setattr(cost_module, "precision_for", lambda source, target: "single")
     source, _ = tokens(2, 40, 96)
     target = source + 1e-3 * torch.randn(source.shape, generator=torch.Generator().manual_seed(1))
     source, target = (source + offset) * size, (target + offset) * size
@@ -79,17 +79,29 @@ def test_products_in_float32_are_good_to_a_thousandth(
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "double"),
-    [("cpu", "ieee", True), ("cuda", "ieee", False), ("cuda", "tf32", True), ("mps", "ieee", False)],
+    ("device", "dtype", "matmul", "precision"),
+    [
+        ("cpu", torch.float32, "ieee", "repaired"),
+        ("cpu", torch.bfloat16, "ieee", "repaired"),
+        ("cpu", torch.float64, "ieee", "double"),
+        ("cuda", torch.float32, "ieee", "single"),
+        ("cuda", torch.float32, "tf32", "double"),
+        ("mps", torch.float32, "tf32", "single"),
+    ],
 )
-def test_where_products_run_in_float64(
-    device: str, precision: str, double: bool, monkeypatch: pytest.MonkeyPatch
+def test_how_products_are_made(
+    device: str, dtype: torch.dtype, matmul: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matmul = SimpleNamespace(fp32_precision=precision)
-    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
-    assert cost_module._multiplies_in_double(torch.device(device)) is double
-    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=precision == "tf32"))
-    assert cost_module._multiplies_in_double(torch.device(device)) is double, "torch before 2.9"
+    tokens: Any = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=matmul))
+    assert cost_module.precision_for(tokens, tokens) == precision
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=matmul == "tf32"))
+    assert cost_module.precision_for(tokens, tokens) == precision, "torch before 2.9"
+
+
+def test_a_traced_graph_does_not_depend_on_which_pairs_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert cost_module.precision_for(torch.zeros(2, 3), torch.zeros(2, 3)) == "double"
 
 
 def test_one_massive_activation_does_not_drown_the_rest() -> None:
@@ -144,9 +156,9 @@ def test_low_precision_tokens_are_compared_in_float32(dtype: torch.dtype) -> Non
     torch.testing.assert_close(distance.double(), exact_distance(source, target), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("double", [True, False])
-def test_autocast_does_not_lower_the_precision(double: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost_module, "_multiplies_in_double", lambda device: double)
+@pytest.mark.parametrize("precision", ["repaired", "single", "double"])
+def test_autocast_does_not_lower_the_precision(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_module, "precision_for", lambda source, target: precision)
     source, target = tokens(2, 33, 40)
     plain = cost_matrix(source, target, cells(3, 11), **WEIGHTS)
     with torch.autocast("cpu", dtype=torch.bfloat16):

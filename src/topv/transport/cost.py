@@ -14,7 +14,7 @@ centre of the grid's bounding box. Rows are sources and columns are targets thro
 
 Each grid's result is bitwise independent of the other grids in the batch: products are made grid by grid (a
 batched product may be blocked by the size of the batch), and every reduction runs along the last, contiguous
-axis.
+axis. So does a grid's precision: which of its pairs are near depends on that grid alone.
 
 References
 ----------
@@ -28,9 +28,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit
 
 from ._checks import require_coordinates, require_number
+from .distance import Distances, Precision
 
 __all__ = ["Scale", "central_distance", "cost_matrix", "feature_distance", "mean_cost", "spatial_distance"]
 
@@ -41,12 +41,10 @@ Scale = Literal["max", "mean"]
 def feature_distance(source: Tensor, target: Tensor, *, normalize: bool = False, scale: Scale = "max") -> Tensor:
     r"""Pairwise L2 distance between sources and targets, scaled within each grid: the factor F.
 
-    :math:`\|s_i - t_j\|^2` is expanded to :math:`\|s_i\|^2 + \|t_j\|^2 - 2 \langle s_i, t_j \rangle`, so that
-    BLAS does the work and nothing of size N x N x D exists. The expansion cancels when tokens are close
-    together and far from the origin, so their common centre is removed first, and the product runs in float64
-    on a CPU (about twice the time of float32, and exact to float32 for any offset). Other devices, where
-    float64 can be 64 times slower, multiply in float32: there a distance below about 1e-3 of the largest one
-    drowns in rounding. If TensorFloat-32 is allowed there, which would cost 1e-2, float64 is used as well.
+    Multiplied by BLAS in float32 about the tokens' common centre. On a CPU, pairs too close for that are done again
+    in float64, so the result is as good as float32 whatever the offset. On other devices a distance below about
+    1e-3 of the largest one drowns in rounding; if TensorFloat-32 is allowed there, which would cost 1e-2, products
+    run in float64. The bounds are in ``transport/distance.py``.
 
     Parameters
     ----------
@@ -70,28 +68,22 @@ def feature_distance(source: Tensor, target: Tensor, *, normalize: bool = False,
     >>> feature_distance(tokens, tokens)[0, 0]
     tensor([0.0000, 0.5000, 1.0000])
     """
-    if source.dim() != 3 or source.shape != target.shape or 0 in source.shape:
-        raise ValueError(
-            f"source has shape {tuple(source.shape)} and target {tuple(target.shape)}; expected the same "
-            "non-empty (B, N, D): B grids of N tokens of width D"
-        )
-    if not source.is_floating_point() or not target.is_floating_point():
-        raise ValueError(f"source is {source.dtype} and target {target.dtype}; expected floating-point tokens")
-    if scale not in ("max", "mean"):
-        raise ValueError(f"scale={scale!r}; expected 'max' or 'mean'")
-    device = source.device
-    dtype = torch.float64 if _multiplies_in_double(device) else torch.float32
+    check_tokens(source, target, scale)
     batch, n, _ = source.shape
-    distance = torch.empty(batch, n, n, dtype=torch.float32, device=device)
-    with torch.autocast(device.type, enabled=False):
-        for grid in range(batch):
-            s, t = _centred(source[grid].to(dtype), target[grid].to(dtype), normalize)
-            square = torch.mm(s, t.T).mul_(-2.0)
-            square.add_((s * s).sum(1)[:, None]).add_((t * t).sum(1))
-            pair = square.clamp_min_(0.0).sqrt_()
-            whole = pair.amax() if scale == "max" else pair.mean(1).mean()
-            distance[grid] = pair.div_(torch.where(whole > 0, whole, 1.0))
+    distance = torch.empty(batch, n, n, dtype=torch.float32, device=source.device)
+    for grid in range(batch):
+        whole = write_distances(source[grid], target[grid], distance[grid], normalize=normalize, scale=scale)
+        distance[grid] /= whole
     return distance
+
+
+def write_distances(source: Tensor, target: Tensor, out: Tensor, *, normalize: bool, scale: Scale) -> Tensor:
+    """Write one grid's distances to ``out``, (N, N), float32, unscaled; return what to divide by, never 0."""
+    with torch.autocast(source.device.type, enabled=False):
+        pairs = Distances(source, target, normalize=normalize, precision=precision_for(source, target))
+        pairs.write(slice(0, len(source)), out)
+        whole = out.amax() if scale == "max" else out.mean(1).mean()
+        return torch.where(whole > 0, whole, 1.0)
 
 
 @torch.no_grad()
@@ -119,11 +111,15 @@ def spatial_distance(coordinates: Tensor, *, sigma: float) -> Tensor:
     """
     require_coordinates(coordinates)
     require_number("sigma", sigma, "a width in grid cells above 0, such as 3.0", low=0.0, strict=True, inf=True)
-    # One axis at a time, and divided before squaring: no (N, N, 2) temporary, no overflow for a tiny sigma.
-    scaled = coordinates.to(torch.float32) / max(sigma, 1e-6)
-    h, w = scaled[..., 0], scaled[..., 1]
-    square = (h[..., :, None] - h[..., None, :]).square_()
-    square += (w[..., :, None] - w[..., None, :]).square_()
+    return spatial_distance_between(coordinates, coordinates, sigma=sigma)
+
+
+def spatial_distance_between(sources: Tensor, targets: Tensor, *, sigma: float) -> Tensor:
+    """S between two sets of cells, (..., R, 2) and (..., N, 2): (..., R, N), float32."""
+    # One axis at a time, and divided before squaring: no (R, N, 2) temporary, no overflow for a tiny sigma.
+    sources, targets = (cells.to(torch.float32) / max(sigma, 1e-6) for cells in (sources, targets))
+    square = (sources[..., :, None, 0] - targets[..., None, :, 0]).square_()
+    square += (sources[..., :, None, 1] - targets[..., None, :, 1]).square_()
     return square.mul_(-0.5).expm1_().neg_()
 
 
@@ -206,20 +202,8 @@ def cost_matrix(
     ----------
     .. [1] TopV, arXiv:2503.18278.
     """
-    weights = {"alpha": alpha, "beta": beta, "gamma": gamma}
-    for name, value in weights.items():
-        require_number(
-            name,
-            value,
-            "a finite weight of at least 0; 0 leaves its factor out",
-            low=0.0,
-            strict=False,
-            inf=False,
-        )
-    require_number("sigma", sigma, "a width in grid cells above 0, such as 3.0", low=0.0, strict=True, inf=True)
-    if source.dim() == 3:
-        require_coordinates(coordinates, source.shape[0], source.shape[1])
-    if alpha or source.dim() != 3:
+    check_cost(source, target, coordinates, alpha=alpha, beta=beta, gamma=gamma, sigma=sigma, scale=scale)
+    if alpha:
         cost = feature_distance(source, target, normalize=normalize, scale=scale).mul_(alpha)
     else:
         batch, n, _ = source.shape
@@ -236,43 +220,76 @@ def mean_cost(cost: Tensor) -> Tensor:
     r"""Mean cost from each source to all targets, :math:`\frac{1}{N} \sum_j C_{ij}`: importance without
     transport.
 
-        The control that the solve has to beat. High means far from every target, not replaceable, so kept
-        first. A
+    The control that the solve has to beat. High means far from every target, not replaceable, so kept first. A
     central factor inside ``cost`` would therefore *favour* the rim: build the cost with gamma = 0 and use
     :func:`subtract_central`.
 
     Parameters
-        ----------
-        cost : Tensor, shape (B, N, N)
+    ----------
+    cost : Tensor, shape (B, N, N)
 
-        Returns
-        -------
-        importance : Tensor, shape (B, N), the dtype of ``cost``
+    Returns
+    -------
+    importance : Tensor, shape (B, N), the dtype of ``cost``
 
-        Examples
-        --------
-        >>> import torch
-        >>> mean_cost(torch.tensor([[[0.0, 1.0], [1.0, 0.5]]]))
-        tensor([[0.5000, 0.7500]])
+    Examples
+    --------
+    >>> import torch
+    >>> mean_cost(torch.tensor([[[0.0, 1.0], [1.0, 0.5]]]))
+    tensor([[0.5000, 0.7500]])
     """
     return cost.contiguous().mean(-1)
 
 
-def _multiplies_in_double(device: torch.device) -> bool:
-    """float64 where it is cheap (a CPU), or where float32 products are not really float32 (TF32 allowed)."""
-    if device.type != "cuda":
-        return device.type == "cpu"
+def precision_for(source: Tensor, target: Tensor) -> Precision:
+    """How products are made: see ``transport/distance.py``."""
+    if source.device.type == "cpu":
+        # A traced graph cannot depend on how many pairs are near.
+        double = torch.float64 in (source.dtype, target.dtype) or torch.compiler.is_compiling()
+        return "double" if double else "repaired"
+    return "double" if source.device.type == "cuda" and _rounds_to_tf32() else "single"
+
+
+def _rounds_to_tf32() -> bool:
+    """Whether float32 products on CUDA are not really float32."""
     matmul = torch.backends.cuda.matmul
     precision = getattr(matmul, "fp32_precision", None)  # torch >= 2.9; reading the older name there may raise
     return bool(precision == "tf32" if precision is not None else matmul.allow_tf32)
 
 
-def _centred(source: Tensor, target: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """One grid's tokens about their common centre, times a power of two that keeps their squares in range."""
-    largest = torch.maximum(source.abs().amax(), target.abs().amax())
-    factor = torch.exp2(-torch.frexp(largest).exponent.clamp(-126, 126).to(source.dtype))
-    source, target = source * factor, target * factor
-    if normalize:
-        source, target = unit(source, dim=-1, eps=1e-30), unit(target, dim=-1, eps=1e-30)
-    centre = (source.mean(0) + target.mean(0)) / 2
-    return source - centre, target - centre
+def check_tokens(source: Tensor, target: Tensor, scale: Scale) -> None:
+    if source.dim() != 3 or source.shape != target.shape or 0 in source.shape:
+        raise ValueError(
+            f"source has shape {tuple(source.shape)} and target {tuple(target.shape)}; expected the same "
+            "non-empty (B, N, D): B grids of N tokens of width D"
+        )
+    if not source.is_floating_point() or not target.is_floating_point():
+        raise ValueError(f"source is {source.dtype} and target {target.dtype}; expected floating-point tokens")
+    if scale not in ("max", "mean"):
+        raise ValueError(f"scale={scale!r}; expected 'max' or 'mean'")
+
+
+def check_cost(
+    source: Tensor,
+    target: Tensor,
+    coordinates: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    sigma: float,
+    scale: Scale,
+) -> None:
+    """Raise on any argument of :func:`cost_matrix` that does not fit."""
+    for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+        require_number(
+            name,
+            value,
+            "a finite weight of at least 0; 0 leaves its factor out",
+            low=0.0,
+            strict=False,
+            inf=False,
+        )
+    require_number("sigma", sigma, "a width in grid cells above 0, such as 3.0", low=0.0, strict=True, inf=True)
+    check_tokens(source, target, scale)
+    require_coordinates(coordinates, source.shape[0], source.shape[1])

@@ -31,8 +31,10 @@ import torch
 from torch import Tensor
 
 from ._checks import require_coordinates, require_number
-from .cost import Scale, central_distance, cost_matrix
-from .sinkhorn import solve
+from .backend import Backend, solver
+from .cost import Scale, central_distance, check_cost
+from .problem import Problem
+from .sinkhorn import check_solver, damping_of, solve
 
 __all__ = [
     "Reading",
@@ -64,11 +66,7 @@ def relaxed_row_sum(cost: Tensor, *, eps: float, rho: float, iterations: int) ->
     >>> relaxed_row_sum(cost, eps=0.5, rho=0.1, iterations=10)
     tensor([[0.3457, 0.3457, 0.3086]])
     """
-    if rho == math.inf:
-        raise ValueError(
-            "rho=inf; expected a finite rho of at least 0, such as 0.1: hard source marginals make every row "
-            "sum equal at convergence. For those, use the reading 'demand' or 'potential'"
-        )
+    _require_finite(rho)
     return solve(cost, eps=eps, rho=rho, iterations=iterations).row_sums()
 
 
@@ -100,6 +98,14 @@ def source_potential(cost: Tensor, *, eps: float, iterations: int) -> Tensor:
     return (plan.log_source * plan.eps).to(plan.cost.dtype)
 
 
+def _require_finite(rho: float) -> None:
+    if rho == math.inf:
+        raise ValueError(
+            "rho=inf; expected a finite rho of at least 0, such as 0.1: hard source marginals make every row "
+            "sum equal at convergence. For those, use the reading 'demand' or 'potential'"
+        )
+
+
 @torch.no_grad()
 def importance(
     reading: Reading,
@@ -116,6 +122,7 @@ def importance(
     iterations: int,
     normalize: bool = False,
     scale: Scale = "max",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Importance of each source token of B grids; higher is kept first.
 
@@ -133,6 +140,11 @@ def importance(
     rho : float
         Weight of the source marginal under "relaxed", where it must be finite. The other two are defined by
         hard marginals and do not use it.
+    backend : {"auto", "torch", "streaming", "fused"}
+        How it is computed; the values agree to float32. "torch" keeps each grid's N x N matrices, "streaming" keeps
+        none (for large grids: five times the multiplications), "fused" is a few Triton kernels on a CUDA device and
+        raises where it cannot run. "auto" is "fused" where it can run, else "torch" as long as the matrices take at
+        most 64 MiB (N <= 2,364), else "streaming".
 
     Returns
     -------
@@ -160,22 +172,26 @@ def importance(
         known = ", ".join(repr(name) for name in get_args(Reading))
         raise ValueError(f"reading={reading!r}; expected one of {known}")
     relaxed = reading == "relaxed"
+    if relaxed:
+        _require_finite(rho)
     require_number("gamma", gamma, "a finite weight of at least 0", low=0.0, strict=False, inf=False)
-    cost = cost_matrix(
-        source,
-        target,
-        coordinates,
+    check_cost(source, target, coordinates, alpha=alpha, beta=beta, gamma=gamma, sigma=sigma, scale=scale)
+    check_solver(eps, rho, iterations)
+    problem = Problem(
         alpha=alpha,
         beta=beta,
         gamma=gamma if relaxed else 0.0,
         sigma=sigma,
         normalize=normalize,
         scale=scale,
+        eps=eps,
+        damping=damping_of(eps, rho if relaxed else math.inf),
+        iterations=iterations,
+        supply=reading != "potential",
     )
+    value = solver(backend, source, problem)(source, target, coordinates, problem)
     if relaxed:
-        return relaxed_row_sum(cost, eps=eps, rho=rho, iterations=iterations)
-    plan = solve(cost, eps=eps, iterations=iterations)
-    value = type(plan).relative_supply(plan) if reading == "demand" else plan.log_source  # finer than float32
+        return (value / value.shape[-1]).to(torch.float32)
     return subtract_central(value, coordinates, gamma=gamma).to(torch.float32)
 
 

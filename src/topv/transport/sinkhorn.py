@@ -53,11 +53,9 @@ import torch
 from torch import Tensor
 
 from ._checks import require_number
+from .kernel import CACHED_ENTRIES, LogKernel, exponents, log_mean_exp, vector_dtype
 
 __all__ = ["TransportPlan", "solve"]
-
-_CACHED_ENTRIES = 2**19
-"""On a CPU, grids are solved this many cost entries at a time, so that passes over them stay in the cache."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,7 +110,7 @@ class TransportPlan:
         n = self.cost.shape[-1]
         matrix = torch.empty_like(self.cost, memory_format=torch.contiguous_format)
         for part in _parts(self.cost):
-            logits = _log_kernel(self.cost[part], self.eps).transpose(1, 2) + self.log_source[part, None, :].to(
+            logits = exponents(self.cost[part], self.eps).transpose(1, 2) + self.log_source[part, None, :].to(
                 self.cost.dtype
             )
             columns = torch.softmax(logits.contiguous(), dim=-1)
@@ -136,8 +134,8 @@ class TransportPlan:
         """N P 1, (B, N): supply over the even share 1/N, in the (higher) precision of the potentials."""
         supply = torch.empty_like(self.log_source)
         for part in _parts(self.cost):
-            kernel = _log_kernel(self.cost[part], self.eps)
-            received = _log_mean_exp(kernel, self.log_target[part], kernel)
+            work = exponents(self.cost[part], self.eps)
+            received = log_mean_exp(work, self.log_target[part], work)
             supply[part] = received.add_(self.log_source[part]).exp_()
         return supply
 
@@ -178,9 +176,11 @@ def solve(
         ``.matrix`` (B, N, N), evaluated when first used; ``.source_potential`` and ``.target_potential`` (B,
         N); ``.row_sums()`` (B, N).
 
-    Notes ----- Choosing: the *balanced* problem after few iterations ranks sources by demand beyond their
-    share; its source potential ranks them by how hard they are to replace, at any number of iterations; the
-    *relaxed* problem prefers sources that are cheap. :func:`importance` reads all three.
+    Notes
+    -----
+    Choosing: the *balanced* problem after few iterations ranks sources by demand beyond their share; its source
+    potential ranks them by how hard they are to replace, at any number of iterations; the *relaxed* problem prefers
+    sources that are cheap. :func:`importance` reads all three.
 
     A grid's result is bitwise independent of the grids it is solved with. Nothing is differentiated.
 
@@ -195,79 +195,42 @@ def solve(
     >>> plan.matrix.sum(1), plan.row_sums()
     (tensor([[0.5000, 0.5000]]), tensor([[0.5000, 0.5000]]))
     """
-    _check(cost, eps, rho, iterations, target_weights)
+    _check(cost, target_weights)
+    check_solver(eps, rho, iterations)
     cost = cost if cost.dtype == torch.float64 else cost.to(torch.float32)
     batch, n, _ = cost.shape
-    damping = 1.0 if math.isinf(rho) else rho / (rho + eps)
+    damping = damping_of(eps, rho)
     log_n = math.log(n)
     bonus = None
     if target_weights is not None:
         target_weights = target_weights.to(cost).expand(batch, n)
-        bonus = target_weights.to(_vector_dtype(cost)).log() + log_n
+        bonus = target_weights.to(vector_dtype(cost.device)).log() + log_n
 
-    p = torch.empty(batch, n, dtype=_vector_dtype(cost), device=cost.device)
+    p = torch.empty(batch, n, dtype=vector_dtype(cost.device), device=cost.device)
     q = torch.empty_like(p)
     with torch.autocast(cost.device.type, enabled=False):
         for part in _parts(cost):
-            p[part], q[part] = _iterate(
-                _log_kernel(cost[part], eps), damping, iterations, None if bonus is None else bonus[part]
-            )
+            kernel = LogKernel(exponents(cost[part], eps))
+            p[part], q[part] = kernel.iterate(damping, iterations, None if bonus is None else bonus[part])
     # c_u <- damping * (-2 log N - c_v) from c_v = 0, then c_v <- -2 log N - c_u: so c_u <- damping * c_u.
     shift = -2.0 * log_n * damping ** int(iterations)
     return TransportPlan(cost, float(eps), target_weights, p, q, shift)
 
 
-def _iterate(kernel: Tensor, damping: float, iterations: int, bonus: Tensor | None) -> tuple[Tensor, Tensor]:
-    """p and q of the module's docstring, for ``kernel`` = -C / eps; one workspace serves all iterations."""
-    batch, n, _ = kernel.shape
-    work = torch.empty_like(kernel)
-    across = kernel.transpose(1, 2).contiguous()  # so that both sides reduce along contiguous memory
-    p = torch.zeros(batch, n, dtype=_vector_dtype(kernel), device=kernel.device)
-    q = torch.zeros_like(p)
-    for _ in range(iterations if damping else 1):
-        if damping:
-            p = _log_mean_exp(kernel, q, work).mul_(-damping)
-        q = _log_mean_exp(across, p, work).neg_()
-        if bonus is not None:
-            q += bonus
-    return p, q
-
-
-def _log_kernel(cost: Tensor, eps: float) -> Tensor:
-    """-C / eps, contiguous, kept within half the float range, so that adding potentials cannot overflow."""
-    limit = torch.finfo(cost.dtype).max / 8
-    return cost.contiguous().mul(-1.0 / eps).clamp_(-limit, limit)
-
-
-def _log_mean_exp(kernel: Tensor, potential: Tensor, work: Tensor) -> Tensor:
-    """log mean exp(kernel + potential) over the last axis, (B, N); ``work`` may be ``kernel`` itself."""
-    torch.add(kernel, potential[:, None, :].to(kernel.dtype), out=work)
-    largest = work.amax(-1, keepdim=True)
-    mean = work.sub_(largest).exp_().mean(-1, dtype=_vector_dtype(kernel))
-    return mean.log_().add_(largest[..., 0])
-
-
-def _vector_dtype(matrix: Tensor) -> torch.dtype:
-    """float64 for sums and potentials, except on Apple's devices, which have none."""
-    return torch.float32 if matrix.device.type == "mps" else torch.float64
-
-
 def _parts(cost: Tensor) -> list[slice]:
     """How to cut a batch: whole on an accelerator, and on a CPU into pieces that stay in its cache."""
     batch, n, _ = cost.shape
-    size = max(1, _CACHED_ENTRIES // (n * n)) if cost.device.type == "cpu" else batch
+    size = max(1, CACHED_ENTRIES // (n * n)) if cost.device.type == "cpu" else batch
     return [slice(start, start + size) for start in range(0, batch, size)]
 
 
-def _check(cost: Tensor, eps: float, rho: float, iterations: int, target_weights: Tensor | None) -> None:
-    shape = tuple(cost.shape)
-    if cost.dim() != 3 or shape[1] != shape[2] or 0 in shape:
-        raise ValueError(
-            f"cost has shape {shape}; expected a non-empty (B, N, N): one square matrix per grid, rows = "
-            "sources (for a single matrix, pass cost[None])"
-        )
-    if not cost.is_floating_point():
-        raise ValueError(f"cost is {cost.dtype}; expected a floating dtype: pass cost.float()")
+def damping_of(eps: float, rho: float) -> float:
+    """lambda = rho / (rho + eps)."""
+    return 1.0 if math.isinf(rho) else rho / (rho + eps)
+
+
+def check_solver(eps: float, rho: float, iterations: int) -> None:
+    """Raise on settings that :func:`solve` does not take."""
     require_number("eps", eps, "a finite number above 0, such as 0.1", low=0.0, strict=True, inf=False)
     require_number(
         "rho",
@@ -279,6 +242,17 @@ def _check(cost: Tensor, eps: float, rho: float, iterations: int, target_weights
     )
     if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 1:
         raise ValueError(f"iterations={iterations!r}; expected an int of at least 1, such as 3")
+
+
+def _check(cost: Tensor, target_weights: Tensor | None) -> None:
+    shape = tuple(cost.shape)
+    if cost.dim() != 3 or shape[1] != shape[2] or 0 in shape:
+        raise ValueError(
+            f"cost has shape {shape}; expected a non-empty (B, N, N): one square matrix per grid, rows = "
+            "sources (for a single matrix, pass cost[None])"
+        )
+    if not cost.is_floating_point():
+        raise ValueError(f"cost is {cost.dtype}; expected a floating dtype: pass cost.float()")
     if target_weights is not None and tuple(target_weights.shape) not in {(shape[2],), (shape[0], shape[2])}:
         raise ValueError(
             f"target_weights has shape {tuple(target_weights.shape)}; expected ({shape[2]},) or "
