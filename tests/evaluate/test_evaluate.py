@@ -9,8 +9,10 @@ import topv
 from tiny_models import TOKENS, shared_llava
 from topv.errors import InputError
 from topv.evaluate import Answer, Configuration, accuracy_tables, at_equal_reductions, bundled_examples, readings
-from topv.evaluate.examples import foreground_patches
-from topv.evaluate.tables import foreground_table
+from topv.evaluate.examples import foreground_tokens
+from topv.evaluate.tables import accuracy_lines, difference_table, foreground_table, size_table
+from topv.mini.geometry import SHIPPED, Geometry
+from topv.mini.views import Tiles, View
 from topv.models import family_of
 from topv.runtime.targets import kept_counts
 
@@ -28,7 +30,7 @@ def test_examples_are_the_first_of_each_task() -> None:
 
 
 def test_foreground_has_one_entry_for_each_visual_token() -> None:
-    foreground = foreground_patches("test", 0)
+    foreground = foreground_tokens("test", 0, View(SHIPPED))
     assert foreground.dtype == np.bool_
     assert foreground.ndim == 1
     assert 0.05 <= foreground.mean() <= 0.4
@@ -45,7 +47,7 @@ def test_unknown_tasks_and_counts() -> None:
 def test_configurations_save_what_was_asked_for(reduction: float) -> None:
     model = shared_llava()
     family = family_of(model)
-    configurations = at_equal_reductions(model, METHODS, [reduction], visual_tokens=TOKENS)
+    configurations = at_equal_reductions(model, METHODS, [reduction], grids=[TOKENS])
     assert configurations[0] == Configuration("unpruned", None, None)
     for configuration in configurations[1:]:
         method = configuration.method
@@ -64,7 +66,7 @@ def test_configurations_save_what_was_asked_for(reduction: float) -> None:
 
 def test_a_saving_out_of_reach_is_refused() -> None:
     with pytest.raises(InputError, match="out of reach"):
-        at_equal_reductions(shared_llava(), METHODS, [0.9], visual_tokens=TOKENS)
+        at_equal_reductions(shared_llava(), METHODS, [0.9], grids=[TOKENS])
 
 
 def test_readings_are_listed_beside_topv() -> None:
@@ -101,3 +103,38 @@ def test_foreground_table_says_what_is_above_chance() -> None:
     assert rows[2].endswith("above |")
     assert rows[3].endswith("not told apart |")
     assert rows[4].endswith("below |")
+
+
+def test_foreground_of_tiles_and_their_thumbnail() -> None:
+    """One marked patch: the token over it in its tile, and the one over it in the thumbnail."""
+    view = Tiles(Geometry(112, 14), 2)
+    marked = np.zeros((8, 8), dtype=bool)
+    marked[5, 2] = True
+    shown = view.shows(marked).nonzero()[0].tolist()
+    assert len(view.places) == 20
+    # Tiles of 2 x 2 tokens: row 5, column 2 is in the third tile, whose tokens start at 8; token row 0, column 1.
+    assert shown == [8 + 1, 16 + 2 * 1 + 0]
+
+
+def test_differences_are_paired_and_bold_where_clear() -> None:
+    def answer(score: float, scene: int, size: str | None = None) -> Answer:
+        return Answer("ocr", scene, "?", "x", "x", score, size, 4, 2, 0.5)
+
+    configurations = [
+        Configuration("unpruned", None, None),
+        Configuration("topv", 0.5, topv.TopV()),
+        Configuration("random", 0.5, topv.Random()),
+    ]
+    scenes = range(40)
+    answers = {
+        "unpruned": {"ocr": [answer(1.0, s, "small") for s in scenes]},
+        "topv@0.5": {"ocr": [answer(1.0, s, "small") for s in scenes]},
+        "random@0.5": {"ocr": [answer(float(s % 2), s, "large") for s in scenes]},
+    }
+    table = difference_table(configurations, answers, "topv")
+    assert "| random | **+50.0 [" in table
+    sizes = size_table(configurations, answers)
+    assert "| topv | 50% | 100.0 [100.0, 100.0] (40) |  |  |" in sizes
+    lines, unpruned = accuracy_lines(configurations, answers)
+    assert unpruned == 1.0
+    assert lines["topv"] == [(0.5, 1.0, 1.0, 1.0)]

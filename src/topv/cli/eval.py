@@ -9,15 +9,23 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .options import add_model_options, check_writable, positive_int
+
+if TYPE_CHECKING:
+    from ..evaluate import Answer, AnswerStore, Configuration, Example
+    from ..methods import Method
+    from ..mini.views import View
 
 EPILOG = """\
 examples:
   topv eval --questions 50                                      a quick look
   topv eval --out results.md --json results.json                the whole comparison
+  topv eval --work runs/eval --out results.md                   the same, to be killed and run again at will
+  accelerate launch --multi_gpu --num_processes 2 -m topv eval --work runs/eval      shared by two processes (the
+                                                                flag also serves CPUs)
   topv eval --methods topv,topv:importance=potential,random --reductions 0.5 --tasks ocr,counting
 
 what the numbers mean:
@@ -35,11 +43,17 @@ _READING = """\
 Accuracy is exact match, in %; for caption and description the F1 over words. Brackets hold 95 % intervals, by
 resampling pictures. The last column is the paired difference of the mean over tasks to the unpruned model: an interval
 that holds 0 shows no difference."""
+_DIFFERENCES = """\
+### {label} against the others
+
+Paired difference of the mean over tasks, in points, with 95 % intervals; bold where the interval excludes 0.
+
+"""
 _FOREGROUND = """\
 ### Foreground kept
 
-Share of the patches that show something to ask about which each method keeps, over {scenes} pictures. A method blind
-to the picture keeps its keep ratio of them.
+Share of the visual tokens that show something to ask about which each method keeps, over {scenes} pictures. A method
+blind to the picture keeps its keep ratio of them.
 
 """
 
@@ -61,8 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=positive_int, default=200, metavar="N", help="questions per task (200)")
     parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="questions per batch (32)")
     parser.add_argument("--no-foreground", action="store_true", help="leave out the foreground table")
+    parser.add_argument(
+        "--work", type=Path, metavar="FOLDER", help="keep answers there, and go on with those that it holds"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables there, as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every answer there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracy against visual FLOPs there")
     add_model_options(parser, answers=False)
 
 
@@ -78,7 +96,7 @@ def _shares(text: str) -> list[float]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, and write the files that were asked for."""
-    for path, option in ((args.out, "--out"), (args.json, "--json")):
+    for path, option in ((args.out, "--out"), (args.json, "--json"), (args.plot, "--plot")):
         if path is not None:
             check_writable(path, option)
     from .console import output_console, print_line, progress, quiet_transformers
@@ -86,83 +104,162 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_transformers()
     specs = parse_methods([args.methods])
-    from ..evaluate import (
-        TASKS,
-        Answer,
-        accuracy_tables,
-        answer_examples,
-        at_equal_reductions,
-        bundled_examples,
-        foreground_shares,
-        foreground_table,
-        provenance,
-        readings,
-    )
-    from ..loading import load_model
-    from ..methods import VTW
-    from ..mini.geometry import SHIPPED
-    from ..models import family_of
-
     methods = [(_label(spec.label), spec.method) for spec in specs if spec.method is not None]
-    labels = [label for label, _ in methods]
-    if not methods or len(set(labels)) < len(labels):
+    if not methods or len({label for label, _ in methods}) < len(methods):
         raise InputError(
             f"--methods {args.methods!r}: expected at least one method beside the unpruned model, and each once, since "
             "--reductions sets their budgets."
         )
+    from ..evaluate import (
+        TASKS,
+        Shard,
+        at_equal_reductions,
+        bundled_examples,
+        evaluate,
+        grids_of,
+        provenance,
+        view_of,
+    )
+    from ..loading import load_model
+
+    shard = Shard.of_environment()
+    if shard.processes > 1 and args.work is None:
+        raise InputError(f"{shard.processes} processes share this evaluation through a folder: give it with --work.")
     with progress("loading the model"):
         model, processor = load_model(args.model, dtype=args.dtype, device=args.device)
     tasks = TASKS if args.tasks is None else tuple(dict.fromkeys(args.tasks.split(",")))
+    view = view_of(model, processor)
     with progress("drawing the questions"):
-        examples = bundled_examples(args.split, args.questions, tasks)
-    rows, columns = family_of(model).fixed_grid()
-    configurations = at_equal_reductions(model, methods, args.reductions, visual_tokens=rows * columns)
-
+        examples = bundled_examples(args.split, args.questions, tasks, *([] if view is None else [view.geometry]))
     flat = [example for task in tasks for example in examples[task]]
-    answers: dict[str, dict[str, list[Answer]]] = {}
-    for number, configuration in enumerate(configurations, 1):
-        label = f"{configuration.key} ({number} of {len(configurations)})"
-        with progress(label, total=len(flat)) as advance:
-            found = answer_examples(
-                model, processor, flat, configuration.method, batch_size=args.batch_size, advance=advance
-            )
-        answers[configuration.key] = {task: [a for a in found if a.task == task] for task in tasks}
+    grids = grids_of(model, processor, flat[0])
+    configurations = at_equal_reductions(model, methods, args.reductions, grids=grids)
+    store = _store(args, model, configurations, questions=len(flat), process=shard.process)
 
-    sections = [
+    with progress("answering", total=len(flat) * len(configurations)) as advance:
+        found = evaluate(
+            model,
+            processor,
+            flat,
+            configurations,
+            batch_size=args.batch_size,
+            store=store,
+            shard=shard,
+            advance=lambda _, questions: advance(questions),
+        )
+    if store is not None:
+        store.close()
+    if found is None:
+        return 0
+    answers = {key: {task: [a for a in every if a.task == task] for task in tasks} for key, every in found.items()}
+    head = [
         "# Accuracy on the bundled tasks",
         provenance(args.command_line, model, split=args.split, questions=len(flat)),
     ]
-    sections.append(f"{_READING}\n\n{accuracy_tables(configurations, answers)}")
-    for path, text in ((args.out, "\n\n".join(sections) + "\n"), (args.json, None)):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text if text is not None else _json(args.command_line, answers))
-    same_grid = (rows, columns) == (SHIPPED.grid, SHIPPED.grid)
-    if not same_grid:
-        sections.append(f"No foreground table: it is known on the bundled model's grid, not on {rows} x {columns}.")
-    if same_grid and not args.no_foreground:
-        one_each = list({example.scene: example for example in flat}.values())
-        ranked = [(label, method) for label, method in readings(methods) if not isinstance(method, VTW)]
-        shares: dict[str, dict[float, tuple[list[float], list[int]]]] = {}
-        with progress("foreground kept", total=len(ranked) * len(_KEEPS) * len(one_each)) as advance:
-            for label, method in ranked:
-                for keep in _KEEPS:
-                    found_shares = foreground_shares(
-                        model,
-                        processor,
-                        one_each,
-                        method.with_budget(keep=keep),
-                        split=args.split,
-                        batch_size=args.batch_size,
-                        advance=advance,
-                    )
-                    shares.setdefault(label, {})[keep] = found_shares, [example.scene for example in one_each]
-        sections.append(_FOREGROUND.format(scenes=len(one_each)) + foreground_table(shares))
-    text = "\n\n".join(sections) + "\n"
-    print_line(output_console(), text)
-    if args.out is not None:
-        args.out.write_text(text)
+    sections = [*head, *_accuracy(configurations, answers)]
+    # Before the foreground, which takes a while: what was answered is not to be lost.
+    _write(args, sections, configurations, answers)
+    if view is not None and len(view.places) == sum(grids):
+        if not args.no_foreground:
+            sections.append(_foreground(args, model, processor, methods, flat, view))
+    else:
+        sections.append("No foreground table: what each visual token shows is known for the bundled models alone.")
+    _write(args, sections, configurations, answers)
+    print_line(output_console(), "\n\n".join(sections) + "\n")
     return 0
+
+
+def _store(
+    args: argparse.Namespace, model: Any, configurations: Sequence[Configuration], *, questions: int, process: int
+) -> AnswerStore | None:
+    """The folder of `--work`, for this setup."""
+    if args.work is None:
+        return None
+    from ..evaluate import AnswerStore
+    from ..measure import describe_environment
+
+    versions = describe_environment().versions
+    setup = {
+        "model": args.model,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "split": args.split,
+        "tasks": args.tasks,
+        "questions": questions,
+        "batch_size": args.batch_size,
+        "configurations": {c.key: repr(c.method) for c in configurations},
+        "versions": {name: versions[name] for name in ("topv", "torch", "transformers")},
+    }
+    return AnswerStore(args.work, setup, process)
+
+
+def _accuracy(
+    configurations: Sequence[Configuration], answers: Mapping[str, Mapping[str, Sequence[Answer]]]
+) -> list[str]:
+    from ..evaluate import accuracy_tables, difference_table, size_table
+
+    sections = [f"{_READING}\n\n{accuracy_tables(configurations, answers)}"]
+    labels = list(dict.fromkeys(c.label for c in configurations if c.method is not None))
+    for label in [label for label in labels if label.split()[0] == "topv"] if len(labels) > 1 else []:
+        sections.append(_DIFFERENCES.format(label=label) + difference_table(configurations, answers, label))
+    sections.append("### By size of what is asked about\n\n" + size_table(configurations, answers))
+    return sections
+
+
+def _foreground(
+    args: argparse.Namespace,
+    model: Any,
+    processor: Any,
+    methods: Sequence[tuple[str, Method]],
+    examples: Sequence[Example],
+    view: View,
+) -> str:
+    from ..evaluate import foreground_shares, foreground_table, readings
+    from ..methods import VTW
+    from .console import progress
+
+    one_each = list({example.scene: example for example in examples}.values())
+    ranked = [(label, method) for label, method in readings(methods) if not isinstance(method, VTW)]
+    shares: dict[str, dict[float, tuple[list[float], list[int]]]] = {}
+    with progress("foreground kept", total=len(ranked) * len(_KEEPS) * len(one_each)) as advance:
+        for label, method in ranked:
+            for keep in _KEEPS:
+                found = foreground_shares(
+                    model,
+                    processor,
+                    one_each,
+                    method.with_budget(keep=keep),
+                    split=args.split,
+                    view=view,
+                    batch_size=args.batch_size,
+                    advance=advance,
+                )
+                shares.setdefault(label, {})[keep] = found, [example.scene for example in one_each]
+    return _FOREGROUND.format(scenes=len(one_each)) + foreground_table(shares)
+
+
+def _write(
+    args: argparse.Namespace,
+    sections: Sequence[str],
+    configurations: Sequence[Configuration],
+    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
+) -> None:
+    """The files that were asked for."""
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(_json(args.command_line, sections[1], answers), encoding="utf-8")
+    if args.plot is not None:
+        from ..evaluate import accuracy_lines
+        from ..report.accuracy_plot import plot_accuracy
+
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
+        lines, unpruned = accuracy_lines(configurations, answers)
+        questions = sum(map(len, next(iter(answers.values())).values()))
+        plot_accuracy(lines, unpruned, args.plot, title=f"{args.model}: {questions} questions, {args.split} split")
 
 
 def _label(label: str) -> str:
@@ -173,6 +270,6 @@ def _label(label: str) -> str:
     return " ".join(part for part in label.split() if not part.startswith(budgets))
 
 
-def _json(command: Sequence[str], answers: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
+def _json(command: Sequence[str], made_with: str, answers: Mapping[str, Mapping[str, Sequence[Answer]]]) -> str:
     records = {key: {task: [a.to_dict() for a in found] for task, found in by.items()} for key, by in answers.items()}
-    return json.dumps({"command": command, "answers": records}, indent=1) + "\n"
+    return json.dumps({"command": command, "made_with": made_with.splitlines(), "answers": records}, indent=1) + "\n"

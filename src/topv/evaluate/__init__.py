@@ -1,25 +1,37 @@
 """Accuracy of methods at equal savings, on the bundled tasks."""
 
 from .configurations import Configuration, at_equal_reductions, readings
+from .evaluation import Shard, evaluate
 from .examples import TASKS, Example, bundled_examples
 from .provenance import provenance
-from .runner import Answer, answer_examples, foreground_shares
+from .runner import Answer, Asker, answer_examples, foreground_shares
 from .statistics import Interval, macro_interval
-from .tables import accuracy_tables, foreground_table
+from .store import AnswerStore
+from .subjects import grids_of, view_of
+from .tables import accuracy_lines, accuracy_tables, difference_table, foreground_table, size_table
 
 __all__ = [
     "TASKS",
     "Answer",
+    "AnswerStore",
+    "Asker",
     "Configuration",
     "Example",
     "Interval",
+    "Shard",
+    "accuracy_lines",
     "accuracy_tables",
     "answer_examples",
     "at_equal_reductions",
     "bundled_examples",
+    "difference_table",
+    "evaluate",
     "foreground_shares",
     "foreground_table",
+    "grids_of",
     "macro_interval",
     "provenance",
     "readings",
+    "size_table",
+    "view_of",
 ]

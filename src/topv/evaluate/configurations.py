@@ -35,7 +35,7 @@ class Configuration:
 
 
 def at_equal_reductions(
-    model: Any, methods: Sequence[tuple[str, Method]], reductions: Sequence[float], *, visual_tokens: int
+    model: Any, methods: Sequence[tuple[str, Method]], reductions: Sequence[float], *, grids: Sequence[int]
 ) -> list[Configuration]:
     """The unpruned model, and every method at every reduction of visual FLOPs.
 
@@ -43,7 +43,7 @@ def at_equal_reductions(
         model: the vision-language model.
         methods: labels and methods; their own budget (for VTW, `layer`) is replaced.
         reductions: shares in (0, 1).
-        visual_tokens: tokens in a grid.
+        grids: visual tokens in each grid of one prompt.
 
     Raises:
         InputError: when a reduction cannot be reached.
@@ -54,11 +54,11 @@ def at_equal_reductions(
     for reduction in reductions:
         for label, method in methods:
             if isinstance(method, VTW):
-                set_to: Method = replace(method, layer=layer_for_reduction(family, visual_tokens, reduction))
+                set_to: Method = replace(method, layer=layer_for_reduction(family, sum(grids), reduction))
             else:
                 set_to = method.with_budget(visual_flops=reduction)
                 # Before the first question rather than at it.
-                kept_counts(family, set_to, method.pruning_layer(len(family.layers)), [visual_tokens], visual_tokens)
+                kept_counts(family, set_to, method.pruning_layer(len(family.layers)), grids, sum(grids))
             configurations.append(Configuration(label, reduction, set_to))
     return configurations
 

@@ -13,8 +13,9 @@ from PIL import Image
 from ..errors import InputError, unknown_name
 from ..mini.geometry import SHIPPED, Geometry
 from ..mini.scenes import TASKS, draw_scene
+from ..mini.views import View
 
-__all__ = ["TASKS", "Example", "bundled_examples", "foreground_patches"]
+__all__ = ["TASKS", "Example", "bundled_examples", "foreground_tokens"]
 
 _PER_SCENE = 2
 
@@ -68,6 +69,6 @@ def bundled_examples(
 
 
 @lru_cache(maxsize=4096)
-def foreground_patches(split: str, scene: int, geometry: Geometry = SHIPPED) -> NDArray[np.bool_]:
-    """Which visual tokens of a scene show something that may be asked about: bool (N,), raster order."""
-    return draw_scene(scene, split, geometry).foreground.flatten()
+def foreground_tokens(split: str, scene: int, view: View) -> NDArray[np.bool_]:
+    """Which visual tokens of a scene show something that may be asked about: bool (N,), in prompt order."""
+    return view.shows(draw_scene(scene, split, view.geometry).foreground)

@@ -11,10 +11,11 @@ import torch
 
 from ..methods import Method
 from ..mini.statistics import answer_score
+from ..mini.views import View
 from ..runtime import Pruning, prune
-from .examples import Example, foreground_patches
+from .examples import Example, foreground_tokens
 
-__all__ = ["Answer", "answer_examples", "foreground_shares"]
+__all__ = ["Answer", "Asker", "answer_examples", "foreground_shares", "inputs_of", "plan_batches"]
 
 _LONGEST = {"caption": 64, "description": 160}
 _SHORT = 12
@@ -53,50 +54,75 @@ class Answer:
         return asdict(self)
 
 
+class Asker:
+    """Asks questions under one method, batch by batch. Use it as a context manager: the method is attached inside.
+
+    Args:
+        model: the vision-language model, with nothing attached.
+        processor: its processor, with a chat template.
+        method: how to prune, or None for the unpruned model.
+    """
+
+    def __init__(self, model: Any, processor: Any, method: Method | None) -> None:
+        self._model, self._processor, self._method = model, processor, method
+        self._attached = contextlib.ExitStack()
+        self._pruning: Pruning | None = None
+
+    def __enter__(self) -> Asker:
+        if self._method is not None:
+            self._pruning = self._attached.enter_context(prune(self._model, self._method))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._attached.close()
+
+    def ask(self, examples: Sequence[Example]) -> list[Answer]:
+        """Greedy answers to a batch of examples that `plan_batches` put together."""
+        inputs = inputs_of(self._processor, examples).to(self._model.device)
+        with torch.inference_mode():
+            ids = self._model.generate(**inputs, max_new_tokens=_longest(examples[0].task), do_sample=False)
+        texts = self._processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        visual, kept, reduction = _kept(self._pruning, inputs, self._model)
+        return [
+            Answer(
+                task=example.task,
+                scene=example.scene,
+                prompt=example.prompt,
+                expected=example.answer,
+                answer=text.strip(),
+                score=answer_score(example.task, text.strip(), example.answer),
+                target_size=example.target_size,
+                visual_tokens=visual // len(examples),
+                kept_tokens=kept // len(examples),
+                visual_flops_reduction=reduction,
+            )
+            for example, text in zip(examples, texts, strict=True)
+        ]
+
+
+def plan_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
+    """Which examples, by their places, share a batch: those of similar length, none whose answers differ in length."""
+    order = sorted(range(len(examples)), key=lambda i: (_longest(examples[i].task), len(examples[i].prompt)))
+    return list(_batches(order, examples, size))
+
+
 def answer_examples(
-    model: Any,
-    processor: Any,
-    examples: Sequence[Example],
-    method: Method | None,
-    *,
-    batch_size: int = 32,
-    advance: Callable[[int], None] = lambda questions: None,
+    model: Any, processor: Any, examples: Sequence[Example], method: Method | None, *, batch_size: int = 32
 ) -> list[Answer]:
-    """Greedy answers to `examples`, in their order.
+    """Greedy answers to `examples` under one method, in their order.
 
     Args:
         model: the vision-language model, with nothing attached.
         processor: its processor, with a chat template.
         examples: the questions.
         method: how to prune, or None for the unpruned model.
-        batch_size: questions per batch; questions of similar length share one.
-        advance: called with the number of questions just answered.
+        batch_size: questions per batch.
     """
-    order = sorted(range(len(examples)), key=lambda i: (_longest(examples[i].task), len(examples[i].prompt)))
     answers: dict[int, Answer] = {}
-    with _pruned(model, method) as pruning:
-        for batch in _batches(order, examples, batch_size):
-            chosen = [examples[i] for i in batch]
-            inputs = _inputs(processor, chosen).to(model.device)
-            with torch.inference_mode():
-                ids = model.generate(**inputs, max_new_tokens=_longest(chosen[0].task), do_sample=False)
-            texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            visual, kept, reduction = _kept(pruning, inputs, model)
-            for place, example, text in zip(batch, chosen, texts, strict=True):
-                answers[place] = Answer(
-                    task=example.task,
-                    scene=example.scene,
-                    prompt=example.prompt,
-                    expected=example.answer,
-                    answer=text.strip(),
-                    score=answer_score(example.task, text.strip(), example.answer),
-                    target_size=example.target_size,
-                    visual_tokens=visual // len(batch),
-                    kept_tokens=kept // len(batch),
-                    visual_flops_reduction=reduction,
-                )
-            advance(len(batch))
-    return [answers[i] for i in range(len(examples))]
+    with Asker(model, processor, method) as asker:
+        for batch in plan_batches(examples, batch_size):
+            answers.update(zip(batch, asker.ask([examples[place] for place in batch]), strict=True))
+    return [answers[place] for place in range(len(examples))]
 
 
 def foreground_shares(
@@ -106,33 +132,38 @@ def foreground_shares(
     method: Method,
     *,
     split: str,
+    view: View,
     batch_size: int = 32,
     advance: Callable[[int], None] = lambda questions: None,
 ) -> list[float]:
-    """For each example the share of its scene's foreground patches that `method` keeps, by a prefill alone."""
+    """For each example the share of the visual tokens that show its scene's foreground which `method` keeps, by a
+    prefill alone.
+
+    Args:
+        model: a bundled model, with nothing attached.
+        processor: its processor.
+        examples: the questions.
+        method: how to prune.
+        split: the split of their scenes.
+        view: how the model is shown a scene.
+        batch_size: questions per batch.
+        advance: called with the number of questions just looked at.
+    """
     shares: list[float] = []
     with prune(model, method) as pruning:
         for first in range(0, len(examples), batch_size):
             chosen = examples[first : first + batch_size]
-            inputs = _inputs(processor, chosen).to(model.device)
+            inputs = inputs_of(processor, chosen).to(model.device)
             with torch.inference_mode():
                 model(**inputs, logits_to_keep=1)
             placeholders = (inputs["input_ids"] == model.config.image_token_id).cpu()
             for row, example, kept in zip(placeholders, chosen, pruning.kept_positions, strict=True):
-                foreground = foreground_patches(split, example.scene)
-                start = int(row.long().argmax())
-                shares.append(float(foreground[(kept - start).numpy()].sum() / foreground.sum()))
+                foreground = foreground_tokens(split, example.scene, view)
+                # The place of each kept column among the placeholders, which other tokens may stand between.
+                places = (row.long().cumsum(0) - 1)[kept].numpy()
+                shares.append(float(foreground[places].sum() / foreground.sum()))
             advance(len(chosen))
     return shares
-
-
-@contextlib.contextmanager
-def _pruned(model: Any, method: Method | None) -> Iterator[Pruning | None]:
-    if method is None:
-        yield None
-        return
-    with prune(model, method) as pruning:
-        yield pruning
 
 
 def _kept(pruning: Pruning | None, inputs: Any, model: Any) -> tuple[int, int, float]:
@@ -143,7 +174,8 @@ def _kept(pruning: Pruning | None, inputs: Any, model: Any) -> tuple[int, int, f
     return report.visual_tokens, report.kept_tokens, report.visual_flops_reduction
 
 
-def _inputs(processor: Any, examples: Sequence[Example]) -> Any:
+def inputs_of(processor: Any, examples: Sequence[Example]) -> Any:
+    """What the processor makes of a batch of examples, each one image and one question."""
     texts = [
         processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.prompt}]}],

@@ -8,7 +8,9 @@ from .configurations import Configuration
 from .runner import Answer
 from .statistics import Interval, macro_interval
 
-__all__ = ["Foreground", "accuracy_tables", "foreground_table"]
+__all__ = ["Foreground", "accuracy_lines", "accuracy_tables", "difference_table", "foreground_table", "size_table"]
+
+_SIZES = ("small", "medium", "large")
 
 Foreground = Mapping[str, Mapping[float, tuple[Sequence[float], Sequence[int]]]]
 """Method label to keep ratio to the shares of foreground kept and the scene of each."""
@@ -34,6 +36,55 @@ def accuracy_tables(
     return "\n\n".join(tables)
 
 
+def difference_table(
+    configurations: Sequence[Configuration], answers: Mapping[str, Mapping[str, Sequence[Answer]]], label: str
+) -> str:
+    """The method `label` against every other at each reduction: paired difference of the mean over tasks, 95 %."""
+    targets = sorted({c.target for c in configurations if c.target is not None})
+    own = {c.target: answers[c.key] for c in configurations if c.label == label}
+    others = dict.fromkeys(c.label for c in configurations if c.label != label and c.method is not None)
+    rows = []
+    for other in others:
+        rivals = {c.target: answers[c.key] for c in configurations if c.label == other}
+        cells = [_verdict(macro_interval(_paired(own[target], rivals[target]))) for target in targets]
+        rows.append([other, *cells])
+    return _markdown([f"{label} minus", *(f"at {target:.0%}" for target in targets)], rows)
+
+
+def size_table(configurations: Sequence[Configuration], answers: Mapping[str, Mapping[str, Sequence[Answer]]]) -> str:
+    """Accuracy by the size of the thing asked about, over all tasks that have one, with 95 % intervals."""
+    rows, header = [], ["method", "visual FLOPs removed", *_SIZES]
+    for configuration in configurations:
+        every = [a for task in answers[configuration.key].values() for a in task]
+        cells = []
+        for size in _SIZES:
+            found = [a for a in every if a.target_size == size]
+            cells.append(f"{_plain(_interval(found))} ({len(found)})" if found else "")
+        rows.append(
+            [configuration.label, "" if configuration.target is None else f"{configuration.target:.0%}", *cells]
+        )
+    return _markdown(header, rows)
+
+
+def _paired(
+    answers: Mapping[str, Sequence[Answer]], base: Mapping[str, Sequence[Answer]]
+) -> dict[str, tuple[list[float], list[int]]]:
+    """For each task the differences in score, question by question, and the scenes."""
+    return {
+        task: (
+            [a.score - b.score for a, b in zip(answers[task], base[task], strict=True)],
+            [a.scene for a in answers[task]],
+        )
+        for task in answers
+    }
+
+
+def _verdict(interval: Interval) -> str:
+    """A difference, in bold where its interval excludes 0."""
+    shown = _signed(interval)
+    return f"**{shown}**" if interval[0] > 0 or interval[2] < 0 else shown
+
+
 def _row(
     label: str,
     answers: Mapping[str, Sequence[Answer]],
@@ -45,21 +96,34 @@ def _row(
         budget, saved, difference = str(every[0].visual_tokens), "", ""
     else:
         kept = f"{every[0].visual_tokens} -> {every[0].kept_tokens}"
-        budget = f"{kept} from layer {configuration.method.layer}" if configuration.method is not None else kept
+        layer = None if configuration.method is None else configuration.method.layer
+        budget = kept if layer is None else f"{kept} from layer {layer}" if layer else f"{kept} before the decoder"
         saved = f"-{100 * sum(a.visual_flops_reduction for a in every) / len(every):.1f} %"
-        paired = {
-            task: (
-                [a.score - b.score for a, b in zip(answers[task], base[task], strict=True)],
-                [a.scene for a in answers[task]],
-            )
-            for task in answers
-        }
-        difference = _signed(macro_interval(paired))
+        difference = _signed(macro_interval(_paired(answers, base)))
     cells = [_plain(_interval(answers[task])) for task in answers]
     mean = macro_interval(
         {task: ([a.score for a in found], [a.scene for a in found]) for task, found in answers.items()}
     )
     return [label, budget, saved, *cells, _plain(mean), difference]
+
+
+def accuracy_lines(
+    configurations: Sequence[Configuration], answers: Mapping[str, Mapping[str, Sequence[Answer]]]
+) -> tuple[dict[str, list[tuple[float, float, float, float]]], float]:
+    """What a plot of accuracy against FLOPs shows: for each method points of (share removed, lower end, mean, upper
+    end), and the unpruned model's mean."""
+    lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    unpruned = 0.0
+    for configuration in configurations:
+        found = answers[configuration.key]
+        interval = macro_interval({t: ([a.score for a in task], [a.scene for a in task]) for t, task in found.items()})
+        if configuration.method is None:
+            unpruned = interval[1]
+            continue
+        every = [answer for task in found.values() for answer in task]
+        removed = sum(answer.visual_flops_reduction for answer in every) / len(every)
+        lines.setdefault(configuration.label, []).append((removed, *interval))
+    return lines, unpruned
 
 
 def foreground_table(foreground: Foreground) -> str:

@@ -67,6 +67,17 @@ class View:
         flat = dense.reshape(-1, len(HEADS))
         return flat, flat
 
+    def shows(self, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which visual tokens show a marked patch.
+
+        Args:
+            marked: bool (rows, cols) on ``geometry``.
+
+        Returns:
+            bool (tokens,).
+        """
+        return marked.flatten()
+
     def token_at(self, point: tuple[float, float]) -> int:
         """The visual token that shows a point (x, y) of the scene, at the finest grid that does."""
         row, column = self.cells.cell(point)
@@ -143,6 +154,13 @@ class Tiles(View):
             for whole, thumbnail in pairs
         )
         return patches, tokens
+
+    def shows(self, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        small = self.tile.grid
+        thumbnail = marked.reshape(small, self.side, small, self.side).any(axis=(1, 3))
+        patches = np.concatenate([self._cut(marked[..., None]).reshape(-1), thumbnail.reshape(-1)])
+        shown: NDArray[np.bool_] = np.any(patches[self.parts], axis=1)
+        return shown
 
     def token_at(self, point: tuple[float, float]) -> int:
         grid = self.cells.grid // self.side

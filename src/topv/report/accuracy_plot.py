@@ -1,0 +1,54 @@
+"""Accuracy against the share of visual FLOPs removed, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import UnsupportedError
+
+__all__ = ["Point", "plot_accuracy"]
+
+Point = tuple[float, float, float, float]
+"""Share of visual FLOPs removed, and of the accuracy the lower end, the mean and the upper end, all in [0, 1]."""
+
+
+def plot_accuracy(lines: Mapping[str, Sequence[Point]], unpruned: float, path: Path, *, title: str = "") -> None:
+    """Draw a line for each method, with its 95 % intervals, and the unpruned model's accuracy.
+
+    Args:
+        lines: for each method's label its points.
+        unpruned: the unpruned model's accuracy in [0, 1].
+        path: a file of a kind that matplotlib writes, such as `.png` or `.svg`.
+        title: a line above the picture.
+
+    Raises:
+        UnsupportedError: when matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError("drawing needs matplotlib: pip install 'topv[plot]'") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(100 * unpruned, color="0.3", linewidth=1, linestyle="--", label="unpruned")
+    width = 0.012 * max(1, len(lines))
+    for number, (label, points) in enumerate(lines.items()):
+        # Side by side, so that intervals do not hide each other.
+        shift = width * (number / max(1, len(lines) - 1) - 0.5) if len(lines) > 1 else 0.0
+        x = [100 * (share + shift) for share, *_ in points]
+        mean = [100 * value for _, _, value, _ in points]
+        low = [100 * (value - lower) for _, lower, value, _ in points]
+        high = [100 * (upper - value) for _, _, value, upper in points]
+        own = label.startswith("topv")
+        axes.errorbar(
+            x, mean, yerr=[low, high], label=label, marker="o", capsize=2, linewidth=2.2 if own else 1.2, markersize=4,
+            alpha=1.0 if own else 0.8,
+        )  # fmt: skip
+    axes.set_xlabel("visual FLOPs removed, %")
+    axes.set_ylabel("accuracy, %, mean over tasks")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", ncols=2)
+    if title:
+        axes.set_title(title, fontsize="medium")
+    figure.savefig(path, dpi=150)
