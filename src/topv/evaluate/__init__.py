@@ -1,5 +1,6 @@
 """Accuracy of methods at equal savings, on the bundled tasks."""
 
+from .ablations import SWEEPS, sweep
 from .configurations import Configuration, at_equal_reductions, readings
 from .evaluation import Shard, evaluate
 from .examples import TASKS, Example, bundled_examples
@@ -8,9 +9,18 @@ from .runner import Answer, Asker, answer_examples, foreground_shares
 from .statistics import Interval, macro_interval
 from .store import AnswerStore
 from .subjects import grids_of, view_of
-from .tables import accuracy_lines, accuracy_tables, difference_table, foreground_table, size_table
+from .tables import (
+    ablation_bars,
+    ablation_table,
+    accuracy_lines,
+    accuracy_tables,
+    difference_table,
+    foreground_table,
+    size_table,
+)
 
 __all__ = [
+    "SWEEPS",
     "TASKS",
     "Answer",
     "AnswerStore",
@@ -19,6 +29,8 @@ __all__ = [
     "Example",
     "Interval",
     "Shard",
+    "ablation_bars",
+    "ablation_table",
     "accuracy_lines",
     "accuracy_tables",
     "answer_examples",
@@ -33,5 +45,6 @@ __all__ = [
     "provenance",
     "readings",
     "size_table",
+    "sweep",
     "view_of",
 ]

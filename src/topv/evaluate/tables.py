@@ -8,7 +8,16 @@ from .configurations import Configuration
 from .runner import Answer
 from .statistics import Interval, macro_interval
 
-__all__ = ["Foreground", "accuracy_lines", "accuracy_tables", "difference_table", "foreground_table", "size_table"]
+__all__ = [
+    "Foreground",
+    "ablation_bars",
+    "ablation_table",
+    "accuracy_lines",
+    "accuracy_tables",
+    "difference_table",
+    "foreground_table",
+    "size_table",
+]
 
 _SIZES = ("small", "medium", "large")
 
@@ -66,6 +75,51 @@ def size_table(configurations: Sequence[Configuration], answers: Mapping[str, Ma
     return _markdown(header, rows)
 
 
+def ablation_table(
+    configurations: Sequence[Configuration],
+    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
+    shares: Mapping[str, Sequence[float]],
+    scenes: Sequence[int],
+) -> str:
+    """The variants of a sweep: accuracy by task, its mean, the paired difference to the first, foreground kept.
+
+    Args:
+        configurations: the unpruned model and the variants, at one reduction.
+        answers: for each configuration's key and each task, the answers in one order.
+        shares: for each variant's label the shares of foreground kept, where they are known.
+        scenes: the scene of each share.
+    """
+    variants = [c for c in configurations if c.method is not None]
+    first = answers[variants[0].key]
+    header = ["variant", *first, "mean", "mean - first", *(["foreground kept"] if shares else [])]
+    rows = []
+    for configuration in configurations:
+        found = answers[configuration.key]
+        cells = [f"{100 * _interval(task)[1]:.1f}" for task in found.values()]
+        difference = "" if configuration is variants[0] else _verdict(macro_interval(_paired(found, first)))
+        row = [configuration.label, *cells, _plain(_over_tasks(found)), difference]
+        if shares:
+            known = shares.get(configuration.label)
+            row.append("" if known is None else _plain(macro_interval({"": (known, scenes)})))
+        rows.append(row)
+    return _markdown(header, rows)
+
+
+def ablation_bars(
+    configurations: Sequence[Configuration], answers: Mapping[str, Mapping[str, Sequence[Answer]]]
+) -> tuple[dict[str, Interval], float]:
+    """What a plot of a sweep shows: for each variant the interval of its mean, and the unpruned model's mean."""
+    intervals = {c.label: _over_tasks(answers[c.key]) for c in configurations}
+    unpruned = next(c.label for c in configurations if c.method is None)
+    return {label: interval for label, interval in intervals.items() if label != unpruned}, intervals[unpruned][1]
+
+
+def _over_tasks(answers: Mapping[str, Sequence[Answer]]) -> Interval:
+    return macro_interval(
+        {task: ([a.score for a in found], [a.scene for a in found]) for task, found in answers.items()}
+    )
+
+
 def _paired(
     answers: Mapping[str, Sequence[Answer]], base: Mapping[str, Sequence[Answer]]
 ) -> dict[str, tuple[list[float], list[int]]]:
@@ -101,9 +155,7 @@ def _row(
         saved = f"-{100 * sum(a.visual_flops_reduction for a in every) / len(every):.1f} %"
         difference = _signed(macro_interval(_paired(answers, base)))
     cells = [_plain(_interval(answers[task])) for task in answers]
-    mean = macro_interval(
-        {task: ([a.score for a in found], [a.scene for a in found]) for task, found in answers.items()}
-    )
+    mean = _over_tasks(answers)
     return [label, budget, saved, *cells, _plain(mean), difference]
 
 
@@ -116,7 +168,7 @@ def accuracy_lines(
     unpruned = 0.0
     for configuration in configurations:
         found = answers[configuration.key]
-        interval = macro_interval({t: ([a.score for a in task], [a.scene for a in task]) for t, task in found.items()})
+        interval = _over_tasks(found)
         if configuration.method is None:
             unpruned = interval[1]
             continue

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import UnsupportedError
 
-__all__ = ["Point", "plot_accuracy"]
+__all__ = ["Point", "plot_accuracy", "plot_bars"]
 
 Point = tuple[float, float, float, float]
 """Share of visual FLOPs removed, and of the accuracy the lower end, the mean and the upper end, all in [0, 1]."""
@@ -25,12 +26,7 @@ def plot_accuracy(lines: Mapping[str, Sequence[Point]], unpruned: float, path: P
     Raises:
         UnsupportedError: when matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UnsupportedError("drawing needs matplotlib: pip install 'topv[plot]'") from error
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure((8, 5))
     axes.axhline(100 * unpruned, color="0.3", linewidth=1, linestyle="--", label="unpruned")
     width = 0.012 * max(1, len(lines))
     for number, (label, points) in enumerate(lines.items()):
@@ -52,3 +48,39 @@ def plot_accuracy(lines: Mapping[str, Sequence[Point]], unpruned: float, path: P
     if title:
         axes.set_title(title, fontsize="medium")
     figure.savefig(path, dpi=150)
+
+
+def plot_bars(bars: Mapping[str, tuple[float, float, float]], unpruned: float, path: Path, *, title: str = "") -> None:
+    """Draw a bar for each variant, with its 95 % interval, and the unpruned model's accuracy.
+
+    Args:
+        bars: for each variant's label the lower end, the mean and the upper end, in [0, 1].
+        unpruned: the unpruned model's accuracy in [0, 1].
+        path: a file of a kind that matplotlib writes.
+        title: a line above the picture.
+
+    Raises:
+        UnsupportedError: when matplotlib is missing.
+    """
+    figure, axes = _figure((8, 1.2 + 0.4 * len(bars)))
+    labels = list(bars)[::-1]
+    means = [100 * bars[label][1] for label in labels]
+    low = [100 * (bars[label][1] - bars[label][0]) for label in labels]
+    high = [100 * (bars[label][2] - bars[label][1]) for label in labels]
+    axes.barh(labels, means, xerr=[low, high], capsize=3, color="tab:orange", alpha=0.85, height=0.6)
+    axes.axvline(100 * unpruned, color="0.3", linewidth=1, linestyle="--", label="unpruned")
+    axes.set_xlabel("accuracy, %, mean over tasks")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize="small", loc="lower left")
+    if title:
+        axes.set_title(title, fontsize="medium")
+    figure.savefig(path, dpi=150)
+
+
+def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError("drawing needs matplotlib: pip install 'topv[plot]'") from error
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()

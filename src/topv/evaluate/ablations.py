@@ -1,0 +1,81 @@
+"""Named sweeps over one choice of TopV at a time, everything else as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..errors import InputError, unknown_name
+from ..methods import TARGETS, Method, TopV
+
+__all__ = ["SWEEPS", "sweep"]
+
+
+def _over(name: str, values: Sequence[object]) -> Callable[[TopV], list[tuple[str, Method]]]:
+    def variants(base: TopV) -> list[tuple[str, Method]]:
+        return [(f"{name}={_shown(value)}", replace(base, **{name: value})) for value in values]  # type: ignore[arg-type]
+
+    return variants
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _terms(base: TopV) -> list[tuple[str, Method]]:
+    """The paper's three factors on and off; beta and gamma as in `TopV.paper()` where the base has none."""
+    alpha, beta, gamma = base.alpha or 1.0, base.beta or 1.0, base.gamma or 0.01
+    return [
+        ("features alone", replace(base, alpha=alpha, beta=0.0, gamma=0.0)),
+        ("features and space", replace(base, alpha=alpha, beta=beta, gamma=0.0)),
+        ("features and centre", replace(base, alpha=alpha, beta=0.0, gamma=gamma)),
+        ("space alone", replace(base, alpha=0.0, beta=beta, gamma=0.0)),
+        ("all three", replace(base, alpha=alpha, beta=beta, gamma=gamma)),
+    ]
+
+
+def _readings(base: TopV) -> list[tuple[str, Method]]:
+    variants: list[tuple[str, Method]] = [
+        (f"{reading}, {iterations} iterations", replace(base, importance=reading, iterations=iterations))
+        for reading in ("demand", "potential")
+        for iterations in (1, 3, 10, 100)
+    ]
+    return [*variants, *((f"relaxed, rho={rho:g}", replace(base, importance="relaxed", rho=rho)) for rho in (0.1, 1.0))]
+
+
+SWEEPS: dict[str, Callable[[TopV], list[tuple[str, Method]]]] = {
+    "target": _over("target", TARGETS),
+    "stage": _over("stage", ("decoder", "encoder")),
+    "recovery": _over("recovery", (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)),
+    "terms": _terms,
+    "beta": _over("beta", (0.0, 0.3, 1.0, 2.0, 4.0)),
+    "gamma": _over("gamma", (0.0, 0.01, 0.1, 0.3, 1.0)),
+    "sigma": _over("sigma", (0.5, 1.0, 1.5, 3.0, 10.0)),
+    "eps": _over("eps", (0.05, 0.1, 0.3, 1.0)),
+    "reading": _readings,
+    "iterations": _over("iterations", (1, 3, 10, 30)),
+    "normalize": _over("normalize", (True, False)),
+    "scale": _over("scale", ("max", "mean")),
+    "layer": _over("layer", (1, 2, 3, 4)),
+    "budget": _over("budget", ("grid", "image")),
+}
+"""By name, what makes the variants of a TopV that a sweep compares."""
+
+
+def sweep(name: str, base: TopV) -> list[tuple[str, Method]]:
+    """The labels and methods of a sweep.
+
+    Args:
+        name: one of `SWEEPS`.
+        base: the setting that is varied.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name not in SWEEPS:
+        raise InputError(str(unknown_name("sweep", name, SWEEPS)))
+    variants = SWEEPS[name](base)
+    if name == "stage":
+        # The stage decides which layer is the first that may be short.
+        variants = [(label, replace(method, layer=None)) for label, method in variants]
+    return variants

@@ -1,0 +1,62 @@
+"""`topv ablate` from the command line, and the sweeps by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import topv
+from topv.cli.main import main
+from topv.errors import InputError
+from topv.evaluate import SWEEPS, sweep
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_varies_what_it_is_named_after(name: str) -> None:
+    variants = sweep(name, topv.TopV(beta=0.5))
+    labels = [label for label, _ in variants]
+    assert len(set(labels)) == len(labels) >= 2
+    assert len({repr(method) for _, method in variants}) == len(variants)
+    if name in ("recovery", "beta", "sigma", "layer", "target"):
+        others = {
+            repr(method.with_budget(keep=0.5)).replace(f"{name}={getattr(method, name)!r}", "")
+            for _, method in variants
+        }
+        assert len(others) == 1, "nothing else differs"
+
+
+def test_the_stage_brings_its_layer() -> None:
+    assert [method.layer for _, method in sweep("stage", topv.TopV())] == [2, 0]
+
+
+def test_unknown_sweeps_are_told() -> None:
+    with pytest.raises(InputError, match="Did you mean 'sigma'"):
+        sweep("sigm", topv.TopV())
+
+
+def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "ablations.md"
+    command = ["ablate", "recovery", "--questions", "2", "--tasks", "existence", "--base", "topv:beta=1.0"]
+    assert main([*command, "--out", str(out), "--plot", str(tmp_path), "--work", str(tmp_path / "work")]) == 0
+    text = out.read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert "## recovery" in text
+    assert "Questions: 2 of the validation split" in text
+    assert text.count("| recovery=") == 6
+    assert (tmp_path / "ablation-recovery.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recoveri"], "Did you mean 'recovery'"),
+        (["beta", "--base", "fastv"], "expected one topv"),
+        (["beta", "--reduction", "1.5"], "between 0 and 1"),
+    ],
+)
+def test_errors_are_one_clear_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
