@@ -1,13 +1,21 @@
-"""The recipes of architectures, as far as the installed transformers has them."""
+"""What the installed transformers has: architectures, and what `generate` does right."""
 
 from __future__ import annotations
 
 import pytest
 import transformers
+from transformers import GenerationMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from topv.probe.recipe import Recipe
 from topv.probe.recipes import recipes
+
+expands_images = pytest.mark.skipif(
+    not hasattr(GenerationMixin, "_expand_multimodal_outputs"),
+    reason="this transformers expands several images per sample in the wrong order",
+)
+"""For beams and several sequences of samples with several images each: before generation encoded images ahead of
+expanding, transformers dealt them out wrongly."""
 
 
 def recipe_of(model_type: str) -> Recipe:

@@ -154,6 +154,21 @@ def test_several_sequences_of_one_embedded_prompt() -> None:
         assert torch.equal(kept[0], kept[1])
 
 
+def test_states_that_reach_the_mlp_flattened_are_scored_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OPT, the decoder of BLIP-2, hands its MLP (B * T, D)."""
+    widths = []
+
+    def score(self: topv.TopV, evidence: Any, count: int) -> torch.Tensor:
+        widths.append((evidence.source.shape[-1], evidence.target.shape[-1]))
+        return torch.zeros(evidence.source.shape[:2])
+
+    monkeypatch.setattr(topv.TopV, "score", score)
+    recipe, model = build("blip-2")
+    with torch.no_grad(), topv.prune(model, topv.TopV(keep=0.4)):
+        model(**recipe.prompt(model, [[7, "image", 6]]))
+    assert widths == [(model.config.text_config.hidden_size,) * 2]
+
+
 def test_language_model_called_by_itself_is_refused() -> None:
     _, model = build("blip-2")
     embeds = torch.zeros(1, 4, model.language_model.config.hidden_size)

@@ -6,20 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import output_capturing
 
 import topv
+from architectures import expands_images
 from reference import generated_reference, masked_forward, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
 
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]
-# Before generation encoded images ahead of expanding beams, transformers dealt a sample's several images out wrongly.
-expands_images = pytest.mark.skipif(
-    not hasattr(GenerationMixin, "_expand_multimodal_outputs"),
-    reason="this transformers expands several images per sample in the wrong order",
-)
 METHODS = [topv.TopV(keep=0.5), topv.FastV(keep=0.25), topv.VTW(), topv.Random(keep=0.3, seed=4)]
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 import topv
+from architectures import expands_images
 from ecosystem.bench import KEEP, STEPS, bench, relative_error
 from topv.models import family_of
 from topv.probe.reference import masked_logits
@@ -59,7 +60,10 @@ def test_a_batch_is_its_samples() -> None:
     assert len(together[2]) == 0
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(name, marks=expands_images) for name in ("llava", "llava_next")), "qwen2_5_vl", "qwen3_vl"],
+)
 def test_generation_and_beams_choose_what_a_forward_chooses(name: str) -> None:
     """Generation runs the tower first, and copies its features for the beams."""
     tiny = bench(name)
