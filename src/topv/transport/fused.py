@@ -15,12 +15,12 @@ finish        standardise, subtract gamma E                            B
 ``iterate`` and ``columns`` are launched once per iteration, so 16-bit tokens and 3 iterations take 10 launches. In a
 prefill the host is ahead of the device, and a launch costs the device about a microsecond; where the host is not ahead,
 capture the caller in a CUDA graph: nothing here waits or depends on values. One launch for all iterations would need a
-barrier across programs, which deadlocks when other work keeps some of them from starting, and one program per grid would
-read the distances through a single multiprocessor.
+barrier across programs, which deadlocks when other work keeps some of them from starting, and one program per grid
+would read the distances through a single multiprocessor.
 
 Accuracy. Products of 16-bit tokens are exact in float32 and enter as they are; sums keep their roundings (TwoSum), so
-:math:`d^2` should be off by about 2e-7 of :math:`\|s_i\|^2 + \|t_j\|^2` (tensor cores truncate inside a block of 64). No
-centre is taken off: in bfloat16 a component cannot be further from zero than 256 times the least difference it can
+:math:`d^2` should be off by about 2e-7 of :math:`\|s_i\|^2 + \|t_j\|^2` (tensor cores truncate inside a block of 64).
+No centre is taken off: in bfloat16 a component cannot be further from zero than 256 times the least difference it can
 express. float32 tokens are centred first and multiplied with three TF32 products for one, about 5e-7. Either way a
 distance below 1e-3 of the largest drowns, as on the torch backend of an accelerator. Squared lengths must be in
 float32's range: tokens between 1e-18 and 1e18 long, which is not checked.
