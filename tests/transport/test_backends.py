@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from topv.transport import cost_matrix, importance, row_sum, standardise
-from topv.transport.backend import solver
-from topv.transport.dense import MATRIX_BYTES, dense, matrix_bytes
+from topv.transport.backend import choose
+from topv.transport.dense import MATRIX_BYTES, matrix_bytes
 from topv.transport.problem import Problem
-from topv.transport.streaming import streaming
 from transport.live_storage import LiveStorage
 
 problem_module = importlib.import_module("topv.transport.problem")
@@ -251,11 +250,11 @@ def test_auto_streams_above_the_stated_size() -> None:
         "eps": 0.3, "damping": 1.0, "iterations": 3, "supply": True,
     }  # fmt: skip
     assert matrix_bytes(2364) <= MATRIX_BYTES < matrix_bytes(2365)
-    for n, expected in [(576, dense), (2364, dense), (2365, streaming), (16384, streaming)]:
+    for n, expected in [(576, "torch"), (2364, "torch"), (2365, "streaming"), (16384, "streaming")]:
         tokens = torch.empty(1, n, 8)
-        assert solver("auto", tokens, Problem(**settings)) is expected
-        assert solver("torch", tokens, Problem(**settings)) is dense
-        assert solver("streaming", tokens, Problem(**settings)) is streaming
+        assert choose("auto", tokens, tokens, Problem(**settings)) == expected
+        assert choose("torch", tokens, tokens, Problem(**settings)) == "torch"
+        assert choose("streaming", tokens, tokens, Problem(**settings)) == "streaming"
 
 
 def test_auto_and_the_override_give_the_same_above_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,13 @@ import torch
 from torch import Tensor
 
 from ._checks import require_coordinates, require_number
-from .backend import Backend, solver
+from .backend import Backend, choose
 from .cost import Scale, central_distance, check_cost
+from .dense import dense
+from .fused import fused_importance, fused_or_none
 from .problem import Problem
 from .sinkhorn import check_solver, damping_of, solve
+from .streaming import streaming
 
 __all__ = [
     "Reading",
@@ -189,7 +192,13 @@ def importance(
         iterations=iterations,
         supply=reading != "potential",
     )
-    value = solver(backend, source, problem)(source, target, coordinates, problem)
+    chosen = choose(backend, source, target, problem)
+    if chosen == "fused":
+        run = fused_importance if backend == "fused" else fused_or_none
+        value = run(source, target, coordinates, problem, gamma=None if relaxed else gamma)
+        if value is not None:
+            return value
+    value = (streaming if chosen == "streaming" else dense)(source, target, coordinates, problem)
     if relaxed:
         return (value / value.shape[-1]).to(torch.float32)
     return subtract_central(value, coordinates, gamma=gamma).to(torch.float32)
