@@ -20,7 +20,7 @@ def reduction(model, tokens, kept, layer):
     return 1 - sum(family.visual_flops(i, tokens if i < layer else kept) for i in range(depth)) / whole
 
 
-@pytest.mark.parametrize("layer", [1, 2, 4])
+@pytest.mark.parametrize("layer", [0, 1, 2, 4])
 @pytest.mark.parametrize("target", [0.0, 0.001, 0.03, 0.1, 0.17, 0.19])
 def test_the_nearest_count_is_found(layer, target):
     model = shared_llava()
@@ -42,8 +42,13 @@ def test_the_nearest_layer_is_found(target):
 def test_what_is_promised_is_what_the_run_reports():
     model, inputs = shared_llava(), prompt([[3, "image", 4]])
     kept, promised = keep_for_reduction(model, TOKENS, 0.4, 2)
+    before, first = keep_for_reduction(model, TOKENS, 0.4, 0)
     layer, withdrawn = layer_for_reduction(model, TOKENS, 0.4)
-    for method, expected in ((Uniform(keep=kept, layer=2), promised), (VTW(layer=layer), withdrawn)):
+    for method, expected in (
+        (Uniform(keep=kept, layer=2), promised),
+        (Uniform(keep=before, layer=0), first),
+        (VTW(layer=layer), withdrawn),
+    ):
         with prune(model, method) as pruning, torch.inference_mode():
             model(**inputs)
         assert pruning.report().visual_flops_reduction == pytest.approx(expected)
@@ -65,8 +70,8 @@ def test_a_tie_goes_to_the_smaller_saving():
         (lambda m: keep_for_reduction(m, TOKENS, -0.1, 2), ["reduction=-0.1"]),
         (lambda m: keep_for_reduction(m, TOKENS, float("nan"), 2), ["reduction=nan"]),
         (lambda m: keep_for_reduction(m, 0, 0.1, 2), ["visual_tokens=0"]),
-        (lambda m: keep_for_reduction(m, TOKENS, 0.1, 5), ["layer=5", "1 to 4"]),
-        (lambda m: keep_for_reduction(m, TOKENS, 0.1, 0), ["layer=0", "1 to 4"]),
+        (lambda m: keep_for_reduction(m, TOKENS, 0.1, 5), ["layer=5", "0 to 4"]),
+        (lambda m: keep_for_reduction(m, TOKENS, 0.1, -1), ["layer=-1", "0 to 4"]),
     ],
 )
 def test_what_is_out_of_reach_is_said(call, parts):

@@ -23,7 +23,7 @@ def keep_for_reduction(model: nn.Module, visual_tokens: int, reduction: float, l
         model: the vision-language model.
         visual_tokens: tokens N in the grid.
         reduction: the wanted share of visual FLOPs to save, in [0, 1).
-        layer: number of decoder layers that see every token.
+        layer: number of decoder layers that see every token, 0 for a method that prunes before the decoder.
 
     Returns:
         K, and the share that keeping K really saves.
@@ -34,8 +34,8 @@ def keep_for_reduction(model: nn.Module, visual_tokens: int, reduction: float, l
     _check(visual_tokens, reduction)
     family = family_of(model)
     depth = len(family.layers)
-    if not 1 <= layer < depth:
-        raise InputError(f"layer={layer} leaves nothing to prune: expected 1 to {depth - 1} of {depth} layers.")
+    if not 0 <= layer < depth:
+        raise InputError(f"layer={layer} leaves nothing to prune: expected 0 to {depth - 1} of {depth} layers.")
     whole = [family.visual_flops(index, visual_tokens) for index in range(depth)]
 
     def saved(kept: int) -> float:
