@@ -47,14 +47,16 @@ __all__ = [
 Reading = Literal["relaxed", "demand", "potential"]
 
 
-def relaxed_row_sum(cost: Tensor, *, eps: float, rho: float, iterations: int) -> Tensor:
+def relaxed_row_sum(
+    cost: Tensor, *, eps: float, rho: float, iterations: int, target_weights: Tensor | None = None
+) -> Tensor:
     """Reading (a): the mass each source supplies under a soft source marginal, (B, N), summing to 1.
 
     Parameters
     ----------
     cost : Tensor, shape (B, N, N)
         All three factors act, so gamma E belongs inside.
-    eps, rho, iterations
+    eps, rho, iterations, target_weights
         As in :func:`solve`; rho must be finite.
 
     Examples
@@ -69,7 +71,7 @@ def relaxed_row_sum(cost: Tensor, *, eps: float, rho: float, iterations: int) ->
             "rho=inf; expected a finite rho of at least 0, such as 0.1: hard source marginals make every row "
             "sum equal at convergence. For those, use the reading 'demand' or 'potential'"
         )
-    return solve(cost, eps=eps, rho=rho, iterations=iterations).row_sums()
+    return solve(cost, eps=eps, rho=rho, iterations=iterations, target_weights=target_weights).row_sums()
 
 
 def row_sum(cost: Tensor, *, eps: float, iterations: int) -> Tensor:
@@ -116,6 +118,7 @@ def importance(
     iterations: int,
     normalize: bool = False,
     scale: Scale = "max",
+    target_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Importance of each source token of B grids; higher is kept first.
 
@@ -133,6 +136,8 @@ def importance(
     rho : float
         Weight of the source marginal under "relaxed", where it must be finite. The other two are defined by
         hard marginals and do not use it.
+    target_weights : Tensor, shape (N,) or (B, N), optional
+        The target marginal b, as in :func:`solve`.
 
     Returns
     -------
@@ -173,8 +178,8 @@ def importance(
         scale=scale,
     )
     if relaxed:
-        return relaxed_row_sum(cost, eps=eps, rho=rho, iterations=iterations)
-    plan = solve(cost, eps=eps, iterations=iterations)
+        return relaxed_row_sum(cost, eps=eps, rho=rho, iterations=iterations, target_weights=target_weights)
+    plan = solve(cost, eps=eps, iterations=iterations, target_weights=target_weights)
     value = type(plan).relative_supply(plan) if reading == "demand" else plan.log_source  # finer than float32
     return subtract_central(value, coordinates, gamma=gamma).to(torch.float32)
 
