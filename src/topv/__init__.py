@@ -14,15 +14,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import budget, transport
     from .errors import CacheError, EvidenceError, LayoutError, TopVError, UnsupportedError
-    from .methods import VTW, FastV, MeanCost, Method, Random, TopV, Uniform
+    from .methods import (
+        VTW,
+        CDPruner,
+        DivPrune,
+        FacilityLocation,
+        FastV,
+        MeanCost,
+        Method,
+        Random,
+        TopV,
+        Uniform,
+        VisionZip,
+    )
     from .mini import load_mini
     from .runtime import Pruning, Report, attach, prune
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CDPruner": "methods",
     "CacheError": "errors",
+    "DivPrune": "methods",
     "EvidenceError": "errors",
+    "FacilityLocation": "methods",
     "FastV": "methods",
     "LayoutError": "errors",
     "MeanCost": "methods",
@@ -35,6 +50,7 @@ _HOMES = {
     "Uniform": "methods",
     "UnsupportedError": "errors",
     "VTW": "methods",
+    "VisionZip": "methods",
     "attach": "runtime",
     "load_mini": "mini",
     "prune": "runtime",
@@ -43,8 +59,11 @@ _MODULES = ("budget", "transport")
 
 __all__ = [
     "VTW",
+    "CDPruner",
     "CacheError",
+    "DivPrune",
     "EvidenceError",
+    "FacilityLocation",
     "FastV",
     "LayoutError",
     "MeanCost",
@@ -56,6 +75,7 @@ __all__ = [
     "TopVError",
     "Uniform",
     "UnsupportedError",
+    "VisionZip",
     "attach",
     "budget",
     "load_mini",

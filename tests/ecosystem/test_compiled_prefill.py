@@ -47,6 +47,8 @@ def prefill(tiny: Any, inputs: dict[str, Any], method: topv.Method, **options: A
         ("llava", RAGGED, topv.TopV(keep=0.4, beta=0.3, gamma=0.1, recovery=0.25, importance="potential")),
         ("llava", RAGGED, topv.VTW()),
         ("llava", SINGLE, topv.Random(keep=0.4)),
+        ("llava", RAGGED, topv.FacilityLocation(keep=0.4)),
+        ("llava", SINGLE, topv.DivPrune(keep=0.4, layer=2)),
         ("internvl", RAGGED, topv.TopV(keep=0.4, budget="sample")),
         ("qwen2_5_vl", RAGGED, TOPV),
         ("qwen3_vl", RAGGED, TOPV),
@@ -154,6 +156,9 @@ def test_what_cannot_be_one_graph_is_refused() -> None:
     tiny = bench("llava")
     weights = pytest.raises(topv.UnsupportedError, match="FastV reads attention weights")
     with topv.prune(tiny.model, topv.FastV(keep=0.4)) as pruning, weights:
+        pruning.compile_prefill()
+    text = pytest.raises(topv.UnsupportedError, match="TopV reads text, which is read outside")
+    with topv.prune(tiny.model, topv.TopV(relevance=1.0)) as pruning, text:
         pruning.compile_prefill()
     with topv.prune(bench("gemma3").model, TOPV) as pruning:
         with pytest.raises(topv.UnsupportedError, match="more than shorter tensors"):

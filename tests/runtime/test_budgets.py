@@ -46,7 +46,9 @@ def test_a_shared_budget_goes_to_the_highest_scores() -> None:
 
 
 @pytest.mark.parametrize("budget", ["grid", "image", "sample"])
-@pytest.mark.parametrize("method", [topv.TopV, topv.MeanCost, topv.Random, topv.Uniform, topv.FastV])
+@pytest.mark.parametrize(
+    "method", [topv.TopV, topv.MeanCost, topv.FacilityLocation, topv.Random, topv.Uniform, topv.FastV]
+)
 def test_every_method_is_exact_on_tiles_and_a_thumbnail(method: type[topv.Method], budget: Any) -> None:
     recipe = recipes()["internvl"]
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 import topv
 from tiny_models import prompt, tiny_llava
+from topv.budget import keep_count
+from topv.probe.recipes import recipes
 
 SAMPLES = [[3, "image", 4], [3, "image", 4]]
 
@@ -103,3 +105,18 @@ def test_text_tokens_are_those_that_show_nothing_and_are_no_padding() -> None:
         for sample, states, mask in zip((0, 1, 1), evidence.text, evidence.text_mask, strict=True):
             assert torch.equal(states[mask], entering[0][sample][text[sample]])
             assert not bool(states[~mask].any())
+
+
+@pytest.mark.parametrize(
+    "method", [topv.TopV(keep=0.4, relevance=1.0), topv.CDPruner(keep=0.4)], ids=["topv", "cdpruner"]
+)
+def test_text_is_compared_with_tokens_of_the_same_width(method: topv.Method) -> None:
+    """A decoder with several residual streams: what a layer reads is a mixture of them, of the text's as well."""
+    recipe = recipes()["glm5_next"]
+    torch.manual_seed(0)
+    model = recipe.build()
+    model.set_attn_implementation("eager")
+    with topv.prune(model, method) as pruning, torch.no_grad():
+        model(**recipe.prompt(model, [[3, "image", 4]]))
+    report = pruning.report()
+    assert report.kept_tokens == keep_count(report.visual_tokens, 0.4)

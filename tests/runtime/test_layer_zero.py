@@ -19,6 +19,13 @@ FAMILIES = ["llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "q
 SAMPLE = [[7, "image", 6]]
 BATCH = [[7, "image", 6], [3, "image", 5, "image", 4], [9]]
 ENCODER = topv.TopV(keep=KEEP, stage="encoder")
+FIELD = [
+    topv.DivPrune(keep=KEEP),
+    topv.VisionZip(keep=KEEP, contextual=0.4),
+    topv.CDPruner(keep=KEEP),
+    topv.FacilityLocation(keep=KEEP, stage="encoder"),
+    topv.TopV(keep=KEEP, stage="encoder", relevance=1.0),
+]
 
 
 def visual(pruning: topv.Pruning, sample: int, length: int) -> torch.Tensor:
@@ -47,10 +54,21 @@ def test_generation_without_whole_layers_is_exact(name: str, method: topv.Method
     assert max(held) == inputs["input_ids"].shape[1] + STEPS - 1 - (int(columns.sum()) - len(kept))
 
 
-def test_a_batch_is_its_samples() -> None:
+@pytest.mark.parametrize("method", FIELD, ids=lambda method: method.name)
+@pytest.mark.parametrize("name", ["llava", "llava_next", "internvl", "qwen2_5_vl"])
+def test_every_method_before_the_decoder_is_exact(name: str, method: topv.Method) -> None:
+    if name == "qwen2_5_vl" and isinstance(method, topv.VisionZip):
+        with pytest.raises(topv.UnsupportedError, match="VisionAttention returns no attention weights"):
+            test_generation_without_whole_layers_is_exact(name, method)
+        return
+    test_generation_without_whole_layers_is_exact(name, method)
+
+
+@pytest.mark.parametrize("method", [ENCODER, *FIELD], ids=["encoder", *(method.name for method in FIELD)])
+def test_a_batch_is_its_samples(method: topv.Method) -> None:
     tiny = bench("llava")
     inputs = tiny.prompt(BATCH)
-    with topv.prune(tiny.model, ENCODER) as pruning, torch.no_grad():
+    with topv.prune(tiny.model, method) as pruning, torch.no_grad():
         tiny.model(**inputs)
         together = pruning.kept_positions
         for sample, images in enumerate((slice(0, 1), slice(1, 3))):

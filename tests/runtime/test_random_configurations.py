@@ -23,6 +23,8 @@ costs = {
     "normalize": st.booleans(),
     "scale": st.sampled_from(["max", "mean"]),
     "recovery": st.floats(0, 0.9),
+    "relevance": st.one_of(st.just(0.0), st.floats(0.1, 3)),
+    "relevance_tokens": st.integers(1, 20),
 }
 methods = st.one_of(
     st.builds(
@@ -37,6 +39,10 @@ methods = st.one_of(
         **costs,
     ),
     st.builds(topv.MeanCost, keep=keeps, layer=layers, target=targets, **costs),
+    st.builds(topv.FacilityLocation, keep=keeps, layer=layers, target=targets, **costs),
+    st.builds(topv.DivPrune, keep=keeps, layer=layers),
+    st.builds(topv.CDPruner, keep=keeps, layer=layers, theta=st.one_of(st.none(), st.floats(0, 0.9))),
+    st.builds(topv.VisionZip, keep=keeps, layer=layers, contextual=st.floats(0, 0.9)),
     st.builds(topv.FastV, keep=keeps, layer=layers, attention=st.sampled_from(["row", "full"])),
     st.builds(topv.VTW, layer=layers),
     st.builds(topv.Random, keep=keeps, layer=layers, seed=st.integers(0, 9)),

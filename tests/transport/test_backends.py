@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from topv import transport
 from topv.transport import cost_matrix, importance, row_sum, standardise
 from topv.transport.backend import choose
 from topv.transport.dense import MATRIX_BYTES, matrix_bytes
@@ -269,3 +270,45 @@ def test_unknown_backends_are_named() -> None:
     source, target, cells = problem(1, 9, 4)
     with pytest.raises(ValueError, match=r"backend='cuda'; expected one of 'auto', 'torch', 'streaming', 'fused'"):
         importance("demand", source, target, cells, **DEFAULTS, backend="cuda")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reading", ["demand", "potential", "relaxed"])
+@pytest.mark.parametrize("scale", ["max", "mean"])
+def test_uneven_targets_are_solved_alike(reading: str, scale: str) -> None:
+    """Against the plan itself, on both backends; some targets weigh nothing at all."""
+    torch.manual_seed(0)
+    source, target = torch.randn(2, 40, 8), torch.randn(2, 40, 8)
+    cells = torch.cartesian_prod(torch.arange(5.0), torch.arange(8.0))
+    weights = torch.rand(2, 40)
+    weights[:, :3] = 0.0
+    weights /= weights.sum(1, keepdim=True)
+    settings: dict[str, Any] = {
+        "alpha": 1.0,
+        "beta": 0.5,
+        "gamma": 0.0,
+        "sigma": 2.0,
+        "normalize": True,
+        "scale": scale,
+    }
+    solving: dict[str, Any] = {"eps": 0.2, "iterations": 3}
+    got = [
+        transport.importance(
+            reading, source, target, cells, **settings, **solving, rho=0.5, target_weights=weights, backend=backend
+        )
+        for backend in ("torch", "streaming")
+    ]
+    cost = transport.cost_matrix(source, target, cells, **settings)
+    if reading == "relaxed":
+        want = transport.relaxed_row_sum(cost, **solving, rho=0.5, target_weights=weights)
+    else:
+        plan = transport.solve(cost, **solving, target_weights=weights)
+        value = plan.relative_supply() if reading == "demand" else plan.log_source
+        want = transport.subtract_central(value, cells, gamma=0.0).float()
+    for one in got:
+        assert torch.allclose(one, want, rtol=1e-4, atol=1e-4)
+    even = transport.importance(reading, source, target, cells, **settings, **solving, rho=0.5)
+    assert not torch.allclose(got[0], even, rtol=1e-2, atol=1e-4)
+    with pytest.raises(ValueError, match="even target marginals alone"):
+        transport.importance(
+            reading, source, target, cells, **settings, **solving, rho=0.5, target_weights=weights, backend="fused"
+        )

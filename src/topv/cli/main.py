@@ -43,13 +43,17 @@ examples:
   topv eval --questions 50                            accuracy with intervals, on questions of eight kinds
 
 methods:
-  none       the unpruned model, which the others are compared with
-  topv       ranks tokens by optimal transport (arXiv 2503.18278); compatible with fast attention
-  fastv      ranks tokens by the attention that the last prompt token pays them (arXiv 2403.06764)
-  vtw        drops every visual token at a middle layer (arXiv 2405.05803)
-  meancost   TopV's cost matrix without the transport, a control
-  uniform    an evenly spread subset, a control
-  random     a random subset, a control
+  none              the unpruned model, which the others are compared with
+  topv              ranks tokens by optimal transport (arXiv 2503.18278); compatible with fast attention
+  fastv             ranks tokens by the attention that the last prompt token pays them (arXiv 2403.06764)
+  vtw               drops every visual token at a middle layer (arXiv 2405.05803)
+  meancost          TopV's cost matrix without the transport, a control
+  uniform           an evenly spread subset, a control
+  random            a random subset, a control
+  facilitylocation  the set from which all targets are reached at least transport cost
+  divprune          a set of tokens far from one another, before the decoder (arXiv 2503.02175)
+  visionzip         ranks tokens by the vision tower's attention, before the decoder (arXiv 2412.04467)
+  cdpruner          a diverse set given the prompt, before the decoder (arXiv 2506.10967)
 
 the same from Python:
   model, processor = topv.load_mini()

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from .base import TARGETS, Evidence, Method
+from .cdpruner import CDPruner
+from .divprune import DivPrune
+from .facility_location import FacilityLocation
 from .fastv import FastV
 from .mean_cost import MeanCost
 from .random import Random
 from .topv import TopV
 from .uniform import Uniform
+from .visionzip import VisionZip
 from .vtw import VTW
 
 __all__ = [
     "METHODS",
     "TARGETS",
     "VTW",
+    "CDPruner",
+    "DivPrune",
     "Evidence",
+    "FacilityLocation",
     "FastV",
     "MeanCost",
     "Method",
     "Random",
     "TopV",
     "Uniform",
+    "VisionZip",
 ]
 
 METHODS: dict[str, type[Method]] = {
@@ -30,5 +38,9 @@ METHODS: dict[str, type[Method]] = {
     "random": Random,
     "uniform": Uniform,
     "meancost": MeanCost,
+    "facilitylocation": FacilityLocation,
+    "divprune": DivPrune,
+    "visionzip": VisionZip,
+    "cdpruner": CDPruner,
 }
 """Every method by the name that the command line and tables use."""

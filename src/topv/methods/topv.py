@@ -87,4 +87,5 @@ class TopV(CostMethod):
             iterations=self.iterations,
             normalize=self.normalize,
             scale=self.scale,
+            target_weights=self.target_weights(evidence),
         )

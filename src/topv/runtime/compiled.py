@@ -12,7 +12,7 @@ from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
 from ..errors import UnsupportedError
-from ..methods import Method
+from ..methods import TARGETS, Method
 from ..models import Family
 from .compaction import Compaction
 from .forward import Forward
@@ -52,6 +52,10 @@ class CompiledPrefill:
         reason = None
         if method.needs & {"attention_row", "attention_map"}:
             reason = f"{type(method).__name__} reads attention weights"
+        elif unread := method.needs - {"source", *TARGETS}:
+            reason = (
+                f"{type(method).__name__} reads {', '.join(sorted(unread))}, which is read outside the decoder's layers"
+            )
         elif "forward" in vars(decoder):
             reason = f"the forward of {type(decoder).__name__} is already wrapped"
         elif implementation not in ("eager", "sdpa"):
@@ -59,8 +63,8 @@ class CompiledPrefill:
         if reason is not None:
             raise UnsupportedError(
                 f"the prefill of {type(family.model).__name__} cannot be compiled as one graph: {reason}. Use TopV or "
-                "another method without attention weights, with attn_implementation='sdpa' or 'eager', on a model that "
-                "is not dispatched; or leave the prefill uncompiled."
+                "another method that needs no more than its tokens, with attn_implementation='sdpa' or 'eager', on a "
+                "model that is not dispatched; or leave the prefill uncompiled."
             )
         self.traced: TracedPrefill | None = None
         self._family = family

@@ -190,6 +190,8 @@ class EvidenceReader:
         if self._text is not None:
             rows = torch.tensor([grid.sample for grid in section.grids], device="cpu").to(device, non_blocking=True)
             text, text_mask = (states.to(device)[rows] for states in self._text)
+            if source is not None and text.shape[-1] > source.shape[-1]:
+                text = text.unflatten(-1, (-1, source.shape[-1])).mean(-2)
         shape = section.grids[0].rows_and_columns
         return Evidence(
             rows_and_columns=shape,

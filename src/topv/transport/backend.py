@@ -16,8 +16,10 @@ __all__ = ["Backend", "choose"]
 Backend = Literal["auto", "torch", "streaming", "fused"]
 
 
-def choose(backend: Backend, source: Tensor, target: Tensor, problem: Problem) -> Backend:
+def choose(backend: Backend, source: Tensor, target: Tensor, problem: Problem, *, even: bool = True) -> Backend:
     """What "auto" stands for, or the backend asked for; see :func:`importance`. Depends on no values.
+
+    ``even`` says whether every target weighs the same.
 
     Raises
     ------
@@ -34,7 +36,7 @@ def choose(backend: Backend, source: Tensor, target: Tensor, problem: Problem) -
     if backend != "auto":
         return backend
     # Explicitly on CUDA: the interpreter, in which any device would do, is for tests. A graph is traced through torch.
-    fusable = source.device.type == "cuda" and not torch.compiler.is_compiling()
+    fusable = even and source.device.type == "cuda" and not torch.compiler.is_compiling()
     if fusable and why_not_fused(source, target, problem) is None:
         return "fused"
     return "streaming" if matrix_bytes(source.shape[1]) > MATRIX_BYTES else "torch"

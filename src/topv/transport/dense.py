@@ -21,8 +21,8 @@ def matrix_bytes(n: int) -> int:
     return 3 * 4 * n * n
 
 
-def dense(source: Tensor, target: Tensor, coordinates: Tensor, problem: Problem) -> Tensor:
-    """See :class:`Problem`. Memory beyond the inputs does not grow with the number of grids: a few are solved at a
+def dense(source: Tensor, target: Tensor, coordinates: Tensor, problem: Problem, bonus: Tensor | None = None) -> Tensor:
+    """See :class:`Problem`; ``bonus``, (B, N), is log(N b). Memory beyond the inputs does not grow with the number of grids: a few are solved at a
     time, on a CPU as many as stay in its cache."""
     batch, n, _ = source.shape
     device = source.device
@@ -34,11 +34,14 @@ def dense(source: Tensor, target: Tensor, coordinates: Tensor, problem: Problem)
             shared = spatial_distance(coordinates, sigma=problem.sigma)
         for part in slices(batch, at_once):
             cells = coordinates if coordinates.dim() == 2 else coordinates[part]
-            value[part] = _solve(source[part], target[part], cells, shared, problem)
+            own = None if bonus is None else bonus[part]
+            value[part] = _solve(source[part], target[part], cells, shared, problem, own)
     return value
 
 
-def _solve(source: Tensor, target: Tensor, cells: Tensor, space: Tensor | None, problem: Problem) -> Tensor:
+def _solve(
+    source: Tensor, target: Tensor, cells: Tensor, space: Tensor | None, problem: Problem, bonus: Tensor | None
+) -> Tensor:
     """The value of a few grids; ``space`` is S where all of them share it."""
     batch, n, _ = source.shape
     cost = torch.empty(batch, n, n, dtype=torch.float32, device=source.device)
@@ -49,7 +52,7 @@ def _solve(source: Tensor, target: Tensor, cells: Tensor, space: Tensor | None, 
         cost.add_(central_distance(cells)[..., :, None], alpha=problem.gamma)
     exponents = cost.mul_(-1.0 / problem.eps)
     kernel = ScalingKernel(exponents) if problem.scaling_is_safe(source.device) else LogKernel(bounded_(exponents))
-    p, q = kernel.iterate(problem.damping, problem.iterations)
+    p, q = kernel.iterate(problem.damping, problem.iterations, bonus)
     return kernel.supply(p, q) if problem.supply else p
 
 

@@ -35,8 +35,9 @@ from .backend import Backend, choose
 from .cost import Scale, central_distance, check_cost
 from .dense import dense
 from .fused import fused_importance, fused_or_none
+from .kernel import vector_dtype
 from .problem import Problem
-from .sinkhorn import check_solver, damping_of, solve
+from .sinkhorn import check_solver, check_target_weights, damping_of, solve
 from .streaming import streaming
 
 __all__ = [
@@ -52,14 +53,16 @@ __all__ = [
 Reading = Literal["relaxed", "demand", "potential"]
 
 
-def relaxed_row_sum(cost: Tensor, *, eps: float, rho: float, iterations: int) -> Tensor:
+def relaxed_row_sum(
+    cost: Tensor, *, eps: float, rho: float, iterations: int, target_weights: Tensor | None = None
+) -> Tensor:
     """Reading (a): the mass each source supplies under a soft source marginal, (B, N), summing to 1.
 
     Parameters
     ----------
     cost : Tensor, shape (B, N, N)
         All three factors act, so gamma E belongs inside.
-    eps, rho, iterations
+    eps, rho, iterations, target_weights
         As in :func:`solve`; rho must be finite.
 
     Examples
@@ -70,7 +73,7 @@ def relaxed_row_sum(cost: Tensor, *, eps: float, rho: float, iterations: int) ->
     tensor([[0.3457, 0.3457, 0.3086]])
     """
     _require_finite(rho)
-    return solve(cost, eps=eps, rho=rho, iterations=iterations).row_sums()
+    return solve(cost, eps=eps, rho=rho, iterations=iterations, target_weights=target_weights).row_sums()
 
 
 def row_sum(cost: Tensor, *, eps: float, iterations: int) -> Tensor:
@@ -125,6 +128,7 @@ def importance(
     iterations: int,
     normalize: bool = False,
     scale: Scale = "max",
+    target_weights: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     r"""Importance of each source token of B grids; higher is kept first.
@@ -143,6 +147,8 @@ def importance(
     rho : float
         Weight of the source marginal under "relaxed", where it must be finite. The other two are defined by
         hard marginals and do not use it.
+    target_weights : Tensor, shape (N,) or (B, N), optional
+        The target marginal b, as in :func:`solve`. Not for the "fused" backend, which "auto" then leaves alone.
     backend : {"auto", "torch", "streaming", "fused"}
         How it is computed; the values agree to float32. "torch" keeps each grid's N x N matrices, "streaming" keeps
         none (for large grids: five times the multiplications), "fused" is a few Triton kernels on a CUDA device and
@@ -192,13 +198,20 @@ def importance(
         iterations=iterations,
         supply=reading != "potential",
     )
-    chosen = choose(backend, source, target, problem)
+    bonus = None
+    if target_weights is not None:
+        check_target_weights(target_weights, source.shape[0], source.shape[1])
+        weights = target_weights.to(device=source.device, dtype=vector_dtype(source.device))
+        bonus = weights.expand(source.shape[:2]).log() + math.log(source.shape[1])
+        if backend == "fused":
+            raise ValueError("backend='fused' knows even target marginals alone; leave target_weights out, or 'auto'")
+    chosen = choose(backend, source, target, problem, even=bonus is None)
     if chosen == "fused":
         run = fused_importance if backend == "fused" else fused_or_none
         value = run(source, target, coordinates, problem, gamma=None if relaxed else gamma)
         if value is not None:
             return value
-    value = (streaming if chosen == "streaming" else dense)(source, target, coordinates, problem)
+    value = (streaming if chosen == "streaming" else dense)(source, target, coordinates, problem, bonus)
     if relaxed:
         return (value / value.shape[-1]).to(torch.float32)
     return subtract_central(value, coordinates, gamma=gamma).to(torch.float32)

@@ -9,7 +9,8 @@ With exponents X = -C / eps and potentials p, q as in ``sinkhorn.py``, an iterat
 
 :class:`ScalingKernel` evaluates K = exp(X) once, and a side is a product of K and a vector. Let all of X lie in
 [-R, 0]. Then :math:`r_i - r_k \le \max_j (X_{ij} - X_{kj}) \le R`, likewise c, and since p = -lambda r with lambda <= 1
-and q = -c, no two entries of a potential ever differ by more than R, whatever the iterations. So with the largest entry
+and q = -c, no two entries of a potential ever differ by more than R, whatever the iterations (but for log(N b), which
+only makes terms smaller beside the largest). So with the largest entry
 of the potential taken out, every factor lies in [e^-R, 1], and every product of two in [e^-2R, 1]: for R = 64
 (:data:`SCALING_RANGE`) K is a normal number in float32 and the products are in float64. Nothing can underflow. K is
 rounded once for all iterations, which is the same as moving the cost by 1e-7 eps, so the ranking of a nearly flat

@@ -253,8 +253,13 @@ def _check(cost: Tensor, target_weights: Tensor | None) -> None:
         )
     if not cost.is_floating_point():
         raise ValueError(f"cost is {cost.dtype}; expected a floating dtype: pass cost.float()")
-    if target_weights is not None and tuple(target_weights.shape) not in {(shape[2],), (shape[0], shape[2])}:
+    if target_weights is not None:
+        check_target_weights(target_weights, shape[0], shape[2])
+
+
+def check_target_weights(weights: Tensor, batch: int, n: int) -> None:
+    """Raise ``ValueError`` unless there is one weight per target, shared or for each grid."""
+    if tuple(weights.shape) not in {(n,), (batch, n)}:
         raise ValueError(
-            f"target_weights has shape {tuple(target_weights.shape)}; expected ({shape[2]},) or "
-            f"({shape[0]}, {shape[2]}): one weight per target"
+            f"target_weights has shape {tuple(weights.shape)}; expected ({n},) or ({batch}, {n}): one weight per target"
         )

@@ -38,8 +38,10 @@ ROW_ENTRIES = 2**22
 """Entries of the kernel in memory at a time, in whole rows: 16 MiB."""
 
 
-def streaming(source: Tensor, target: Tensor, coordinates: Tensor, problem: Problem) -> Tensor:
-    """See :class:`Problem`. One grid after the other, each within about 40 MiB, whatever N and D, beyond vectors of
+def streaming(
+    source: Tensor, target: Tensor, coordinates: Tensor, problem: Problem, bonus: Tensor | None = None
+) -> Tensor:
+    """See :class:`Problem`; ``bonus``, (B, N), is log(N b). One grid after the other, each within about 40 MiB, whatever N and D, beyond vectors of
     length N and D."""
     batch, n, _ = source.shape
     device = source.device
@@ -48,7 +50,8 @@ def streaming(source: Tensor, target: Tensor, coordinates: Tensor, problem: Prob
         for grid in range(batch):
             cells = coordinates if coordinates.dim() == 2 else coordinates[grid]
             kernel = StreamedKernel(source[grid], target[grid], cells, problem)
-            p, q = kernel.iterate(problem.damping, problem.iterations)
+            own = None if bonus is None else bonus[grid : grid + 1]
+            p, q = kernel.iterate(problem.damping, problem.iterations, own)
             value[grid] = (kernel.supply(p, q) if problem.supply else p)[0]
     return value
 
