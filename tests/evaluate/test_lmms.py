@@ -32,6 +32,7 @@ def test_arguments_are_told_apart() -> None:
         ({"rho": float("inf"), "iterations": 5}, topv.TopV(rho=float("inf"), iterations=5)),
         ({"method": "random", "seed": 7, "compact_early_layers": True}, topv.Random(seed=7, compact_early_layers=True)),
         ({"method": "vtw", "layer": "none"}, topv.VTW()),
+        ({"visual_flops": 0.5}, topv.TopV(visual_flops=0.5)),
         ({"method": "none"}, None),
     ],
 )
