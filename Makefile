@@ -7,7 +7,10 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 
-.PHONY: demo test test-oldest clean
+LMMS := .venv-lmms
+LMMS_STAMP := $(LMMS)/.installed
+
+.PHONY: demo test test-oldest test-lmms clean
 
 demo: $(STAMP)
 	$(BIN)/topv compare --methods none,fastv,topv --report demo-output/report.html
@@ -29,6 +32,17 @@ $(OLDEST_STAMP): pyproject.toml constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	touch $(OLDEST_STAMP)
 
+# The bridge to lmms-eval, in an environment with it (2.5 GB). Warnings are lmms-eval's own.
+test-lmms: $(LMMS_STAMP)
+	$(LMMS)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning tests/lmms
+
+$(LMMS_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(LMMS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lmms]' torchvision pytest
+	$(LMMS)/bin/python tests/lmms/repair_torchvision.py
+	touch $(LMMS_STAMP)
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -36,4 +50,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LMMS) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from ..errors import InputError, unknown_name
+from ..errors import InputError
 from ..methods import METHODS, Method
 from ..methods.base import BUDGETS
+from ..methods.settings import UNPRUNED, build_method, method_class, read_settings, setting_types
 
 __all__ = ["UNPRUNED", "MethodSpec", "parse_methods"]
-
-UNPRUNED = "none"
-"""The name of the unpruned model among the methods."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class MethodSpec:
         """The method's settings by name; None for the unpruned model."""
         if self.method is None:
             return None
-        settings = {name: getattr(self.method, name) for name in _types(type(self.method))}
+        settings = {name: getattr(self.method, name) for name in setting_types(type(self.method))}
         # Of a budget and the targets that replace it, only one is set.
         return {name: value for name, value in settings.items() if name not in BUDGETS or value is not None}
 
@@ -119,18 +114,11 @@ def _split(specs: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
 
 
 def _build(name: str, texts: dict[str, str], budgets: Sequence[dict[str, Any]], layer: int | None) -> list[MethodSpec]:
-    if name == UNPRUNED:
-        if texts:
-            raise InputError(f"method {UNPRUNED!r} is the unpruned model and has no settings, got {texts}.")
+    settings = read_settings(name, texts)
+    method = method_class(name)
+    if method is None:
         return [MethodSpec(UNPRUNED, None)]
-    if name not in METHODS:
-        raise InputError(str(unknown_name("method", name, (UNPRUNED, *METHODS))))
-    known = _types(METHODS[name])
-    settings = {}
-    for key, text in texts.items():
-        if key not in known:
-            raise InputError(f"method {name!r}: {unknown_name('setting', key, known)}")
-        settings[key] = _convert(text, known[key], f"{name}:{key}={text}")
+    known = setting_types(method)
     explicit = dict(settings)
     if "keep" in known and layer is not None:
         settings.setdefault("layer", layer)
@@ -139,70 +127,10 @@ def _build(name: str, texts: dict[str, str], budgets: Sequence[dict[str, Any]], 
     elif own := {key: settings.pop(key) for key in BUDGETS if key in settings}:
         variants = [own]
     else:
-        variants = list(budgets) or [{"keep": METHODS[name]().keep}]
+        variants = list(budgets) or [{"keep": method().keep}]
     specs = []
     for variant in variants:
-        try:
-            method = METHODS[name](**variant, **settings)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"method {name!r}: {error}") from error
         shown = {**variant, **explicit}
-        specs.append(MethodSpec(" ".join([name, *(f"{k}={v}" for k, v in shown.items())]), method))
+        label = " ".join([name, *(f"{k}={v}" for k, v in shown.items())])
+        specs.append(MethodSpec(label, build_method(name, {**variant, **settings})))
     return specs
-
-
-def _types(method: type[Method]) -> dict[str, Any]:
-    """The type of each setting that the method's constructor takes."""
-    hints = typing.get_type_hints(method)
-    return {field.name: hints[field.name] for field in dataclasses.fields(method) if field.init}
-
-
-def _convert(text: str, kind: Any, where: str) -> Any:
-    """`text` as a value of the annotated type `kind`.
-
-    Raises:
-        InputError: when it is none.
-    """
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if text not in choices:
-            raise InputError(f"{where}: {unknown_name('value', text, choices)}")
-        return text
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    # An int is also a float, and the type of a budget matters: 64 tokens, 0.5 of them.
-    for option in sorted(options, key=_ORDER.index):
-        value = _READERS[option](text)
-        if value is not _NO:
-            return value
-    raise InputError(f"{where}: expected {' or '.join(_WORDS[option] for option in options)}.")
-
-
-_NO = object()
-_NONE_TYPE = type(None)
-
-
-def _number(kind: type[int] | type[float]) -> Any:
-    def read(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            return _NO
-
-    return read
-
-
-_READERS: dict[Any, Any] = {
-    bool: lambda text: {"true": True, "false": False}.get(text.lower(), _NO),
-    _NONE_TYPE: lambda text: None if text.lower() == "none" else _NO,
-    int: _number(int),
-    float: _number(float),
-    str: lambda text: text,
-}
-_ORDER = list(_READERS)
-_WORDS = {
-    bool: "true or false",
-    _NONE_TYPE: "none",
-    int: "an integer",
-    float: "a number",
-    str: "text",
-}
