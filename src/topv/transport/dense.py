@@ -22,8 +22,8 @@ def matrix_bytes(n: int) -> int:
 
 
 def dense(source: Tensor, target: Tensor, coordinates: Tensor, problem: Problem, bonus: Tensor | None = None) -> Tensor:
-    """See :class:`Problem`; ``bonus``, (B, N), is log(N b). Memory beyond the inputs does not grow with the number of grids: a few are solved at a
-    time, on a CPU as many as stay in its cache."""
+    """See :class:`Problem`; ``bonus``, (B, N), is log(N b). Memory beyond the inputs does not grow with the number of
+    grids: a few are solved at a time, on a CPU as many as stay in its cache."""
     batch, n, _ = source.shape
     device = source.device
     at_once = max(1, CACHED_ENTRIES // (n * n) if device.type == "cpu" else MATRIX_BYTES // matrix_bytes(n))
