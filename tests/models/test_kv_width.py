@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import topv
+from architectures import recipe_of
 from topv.models import family_of
-from topv.probe.recipes import recipes
 
 # Grouped queries, heads that differ by layer, borrowed keys, keys that are values too, latent keys, fused qkv,
 # recurrent layers, a cache of its own.
@@ -36,7 +36,7 @@ def states(layer: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_widths_and_reported_bytes_are_the_caches(name: str) -> None:
-    recipe = recipes()[name]
+    recipe = recipe_of(name)
     torch.manual_seed(0)
     model = recipe.build()
     inputs = recipe.prompt(model, [[3, "image", 4]])
