@@ -177,7 +177,9 @@ def test_kernels_that_fail_are_reported_once_and_left_alone(monkeypatch: pytest.
 
     monkeypatch.setattr(fused_module, "fused_importance", fail)
     monkeypatch.setattr(fused_module, "_failure", None)
-    monkeypatch.setattr(importance_module, "choose", lambda backend, *rest: "fused" if backend == "auto" else backend)
+    monkeypatch.setattr(
+        importance_module, "choose", lambda backend, *rest, **even: "fused" if backend == "auto" else backend
+    )
     source, target, cells, settings = problem(CASES[-1])
     with pytest.warns(RuntimeWarning, match="RuntimeError: no C compiler"):
         value = importance("demand", source, target, cells, **settings)
