@@ -15,6 +15,8 @@ __all__ = ["FacilityLocation"]
 
 _LEVELS = 2.0**32
 """Steps into which the range of a grid's costs is divided."""
+_EQUAL_BITS = 12
+"""Savings are compared without this many low bits: 2^-20 of the largest cost, which is what float32 costs leave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,8 @@ def _greedy(cost: torch.Tensor, count: int, *, dense: bool) -> torch.Tensor:
     """Scores (G, N) of the greedy choice of `count` rows of `cost` (G, N, N).
 
     Costs are rounded to 2^-32 of their grid's largest, finer than float32, and counted in whole numbers: then sums are
-    exact in any order, ties are ties, and it does not matter how savings are brought up to date.
+    exact in any order, and it does not matter how savings are brought up to date. Savings that differ by no more than
+    float32 costs can tell are a tie.
 
     Args:
         cost: float32, rows are sources.
@@ -82,10 +85,9 @@ def _greedy(cost: torch.Tensor, count: int, *, dense: bool) -> torch.Tensor:
     cheapest = price.amax((1, 2)).unsqueeze(1).expand(grids, tokens)
     saving = (cheapest.unsqueeze(1) - price).sum(2)
     taken = torch.zeros(grids, tokens, dtype=torch.bool, device=cost.device)
-    picks, values = [], []
+    picks, values, half = [], [], 1 << (_EQUAL_BITS - 1)
     for _ in range(count):
-        saving = saving.masked_fill(taken, -1)
-        pick = saving.argmax(1, keepdim=True)
+        pick = ((saving + half) >> _EQUAL_BITS).masked_fill(taken, -1).argmax(1, keepdim=True)
         picks.append(pick.squeeze(1))
         values.append(saving.gather(1, pick).squeeze(1))
         taken = taken.scatter(1, pick, True)
