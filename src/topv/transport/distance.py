@@ -58,7 +58,7 @@ REPAIRED_SHARE = 64
 TOKEN_ENTRIES = 2**20
 """Tokens are converted this many entries at a time: 4 MiB in float32, 8 MiB in float64."""
 
-BLOCK_ENTRIES = 2**20
+BLOCK_ENTRIES = 2**19
 """Distances are made this many at a time, where the tokens are so narrow that TOKEN_ENTRIES would allow more."""
 
 PAIR_ENTRIES = 2**17

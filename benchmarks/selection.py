@@ -1,0 +1,290 @@
+"""Time and memory of the selection by itself: what TopV adds to a prefill before it takes anything off.
+
+    python benchmarks/selection.py --out docs/results/selection.csv
+    python benchmarks/selection.py --parts device --device cuda --dtype bfloat16 --out selection-cuda.csv
+
+Parts, all but the last on a CPU:
+
+- share: one picture of 576 tokens, 896 wide, as a LLaVA-shaped decoder of 24 layers hands it over, against that
+  decoder's unpruned prefill, in interleaved rounds.
+- tiles: 1 to 64 tiles of 256 tokens in one call; time per tile.
+- large: one grid of 16,384 tokens in a process of its own; seconds, and resident memory beyond the inputs (Linux).
+- device: one picture of 576 tokens, 4,096 wide, on a CUDA device by every backend; device events around replays of a
+  CUDA graph, and around plain calls into a queue that is kept filled, as in a prefill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import topv
+from topv.budget import keep_count
+from topv.measure import describe_environment, measure_phases
+from topv.measure.random_model import build_random_model, random_inputs
+from topv.measure.shapes import preset
+from topv.methods import Evidence, TopV
+from topv.selection import select
+from topv.transport import importance
+
+DEFAULTS = TopV()
+SETTINGS: dict[str, Any] = {
+    name: getattr(DEFAULTS, name)
+    for name in ("alpha", "beta", "gamma", "sigma", "eps", "rho", "iterations", "normalize", "scale")
+}
+PARTS = ("share", "tiles", "large", "device")
+FIELDS = (
+    "part",
+    "backend",
+    "grids",
+    "tokens",
+    "width",
+    "dtype",
+    "median_ms",
+    "low_ms",
+    "high_ms",
+    "per_grid_ms",
+    "share_of_prefill",
+    "added_mib",
+    "rounds",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture(TopV):
+    """TopV that also keeps the evidence it judged."""
+
+    seen: list[Evidence] = field(default_factory=list)
+
+    def score(self, evidence: Evidence, count: int) -> torch.Tensor:
+        self.seen.append(evidence)
+        return super().score(evidence, count)
+
+
+def cells(side: int) -> torch.Tensor:
+    """(h, w) of a square grid's tokens."""
+    return torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()
+
+
+def tokens(batch: int, n: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random sources, and targets that resemble them."""
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(batch, n, width, generator=generator)
+    target = source + 0.3 * torch.randn(batch, n, width, generator=generator)
+    return source.to(dtype), target.to(dtype)
+
+
+def row(
+    part: str, backend: str, shape: tuple[int, int, int], dtype: str, times: list[float], **more: Any
+) -> dict[str, Any]:
+    """One line of the table; times in seconds per call."""
+    grids, n, width = shape
+    return {
+        "part": part,
+        "backend": backend,
+        "grids": grids,
+        "tokens": n,
+        "width": width,
+        "dtype": dtype,
+        "median_ms": round(statistics.median(times) * 1e3, 4),
+        "low_ms": round(min(times) * 1e3, 4),
+        "high_ms": round(max(times) * 1e3, 4),
+        "per_grid_ms": round(statistics.median(times) * 1e3 / grids, 4),
+        "rounds": len(times),
+        **more,
+    }
+
+
+def share(rounds: int, layers: int) -> list[dict[str, Any]]:
+    """The selection on evidence of a model, in turns with the model's unpruned prefill."""
+    shape = preset("llava-cpu")
+    model = build_random_model(shape, dtype=torch.float32, device=torch.device("cpu"), layers=layers)
+    inputs = random_inputs(model, shape.picture, batch=1, text_tokens=64)
+    method = Capture(keep=0.5)
+    with torch.inference_mode():
+        with topv.prune(model, method):
+            model(**inputs, logits_to_keep=1)
+        evidence = method.seen[0]
+        grids, n, width = evidence.source.shape  # type: ignore[union-attr]
+        count = keep_count(n, 0.5)
+
+        def prefill(watch: Any) -> None:
+            with watch.phase("all"):
+                model(**inputs, use_cache=True, logits_to_keep=1)
+
+        def selection(watch: Any) -> None:
+            with watch.phase("all"):
+                select(DEFAULTS.score(evidence, count), count)
+
+        table = measure_phases(
+            {"prefill": prefill, "selection": selection},
+            baseline="prefill",
+            warmup=2,
+            repetitions=rounds,
+            synchronize=lambda: None,
+        )["all"]
+    ratio = table["selection"].ratio
+    assert ratio is not None
+    print(
+        f"share: selection {table['selection'].median * 1e3:.2f} ms of a prefill of "
+        f"{table['prefill'].median * 1e3:.0f} ms: {ratio.value:.3%} [{ratio.low:.3%}, {ratio.high:.3%}]"
+    )
+    times = list(table["selection"].seconds)
+    return [row("share", "auto", (grids, n, width), "float32", times, share_of_prefill=round(ratio.value, 6))]
+
+
+def tiles(rounds: int, width: int) -> list[dict[str, Any]]:
+    """Time per tile, the numbers of tiles taking turns; each call is repeated until it takes 64 tiles' time."""
+    source, target = tokens(64, 256, width, torch.float32)
+    places = cells(16)
+    counts = (1, 2, 4, 8, 16, 32, 64)
+    times: dict[int, list[float]] = {count: [] for count in counts}
+    for number in range(rounds + 1):
+        for count in counts:
+            start = time.perf_counter()
+            for first in range(0, 64, count):
+                part = slice(first, first + count)
+                importance("demand", source[part], target[part], places, **SETTINGS)
+            if number:
+                times[count].append((time.perf_counter() - start) * count / 64)
+    rows = [row("tiles", "auto", (count, 256, width), "float32", times[count]) for count in counts]
+    one = rows[0]["per_grid_ms"]
+    for line in rows:
+        print(f"tiles: {line['grids']:>3} tiles, {line['per_grid_ms']:.3f} ms each, x {line['per_grid_ms'] / one:.2f}")
+    return rows
+
+
+LARGE = """
+import ctypes, json, pathlib, sys, time, torch
+sys.path.insert(0, {folder!r})
+import selection
+torch.set_num_threads({threads})
+def solve(n, source, target):
+    return selection.importance("demand", source, target, selection.cells(int(n**0.5)), **selection.SETTINGS)
+def resident(name):
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1]) / 1024
+inputs = selection.tokens(1, {n}, {width}, torch.{dtype})
+solve(2401, *selection.tokens(1, 2401, {width}, torch.{dtype}))  # loads what it needs
+ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept of that would hide what comes
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before, start = resident("VmRSS"), time.perf_counter()
+value = solve({n}, *inputs)
+seconds = time.perf_counter() - start
+assert value.isfinite().all()
+print(json.dumps([seconds, resident("VmHWM") - before]))
+"""
+
+
+def large(width: int, dtype: str) -> list[dict[str, Any]]:
+    """One grid of 16,384 tokens; the system counts what operations take within themselves as well."""
+    n = 16384
+    code = LARGE.format(
+        folder=str(Path(__file__).parent), threads=torch.get_num_threads(), n=n, width=width, dtype=dtype
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    seconds, added = json.loads(done.stdout.splitlines()[-1])
+    print(f"large: {n} tokens, {width} wide, {dtype}: {seconds:.1f} s, {added:.1f} MiB beyond the inputs")
+    return [row("large", "auto", (1, n, width), dtype, [seconds], added_mib=round(added, 1))]
+
+
+def device(rounds: int, dtype: str) -> list[dict[str, Any]]:
+    """One picture on a CUDA device, by each backend."""
+    shape = (1, 576, 4096)
+    source, target = (x.cuda() for x in tokens(*shape, getattr(torch, dtype)))
+    places = cells(24).cuda()
+    rows = []
+    for backend in ("fused", "torch", "streaming"):
+
+        def call(backend: Any = backend) -> torch.Tensor:
+            return importance("demand", source, target, places, **SETTINGS, backend=backend)
+
+        call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        for how, run in (("graph", graph.replay), ("queued", call)):
+            times = device_times(run, rounds, filled=how == "queued")
+            rows.append(row("device", f"{backend}, {how}", shape, dtype, times))
+            print(f"device: {backend}, {how}: {rows[-1]['median_ms']:.4f} ms")
+    return rows
+
+
+def device_times(run: Callable[[], object], rounds: int, *, filled: bool) -> list[float]:
+    """Seconds by device events; with ``filled``, behind work that keeps the device busy while the host queues it."""
+    busy = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    times = []
+    for number in range(rounds + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        if filled:
+            for _ in range(20):
+                busy @ busy
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        if number >= 3:
+            times.append(start.elapsed_time(end) / 1e3)
+    return times
+
+
+def main() -> None:
+    """Measure, print, and write rows to a CSV file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["share", "tiles", "large"])
+    parser.add_argument("--layers", type=int, default=24, help="decoder layers of the prefill in 'share'")
+    parser.add_argument("--width", type=int, default=896, help="of the tokens in 'tiles' and 'large'")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's own choice)")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path, help="CSV file to write")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    rows = []
+    for part in options.parts:
+        if part == "share":
+            rows += share(options.rounds, options.layers)
+        elif part == "tiles":
+            rows += tiles(options.rounds, options.width)
+        elif part == "large":
+            rows += large(options.width, options.dtype)
+        else:
+            if options.device != "cuda":
+                parser.error("part 'device' needs --device cuda")
+            rows += device(options.rounds, options.dtype)
+
+    environment = describe_environment()
+    provenance = {
+        "device": environment.device_name(torch.device(options.device)),
+        "torch": environment.versions["torch"],
+        "transformers": environment.versions["transformers"],
+        "topv": environment.versions["topv"],
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with options.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*FIELDS, *provenance])
+            writer.writeheader()
+            writer.writerows({**line, **provenance} for line in rows)
+
+
+if __name__ == "__main__":
+    main()
