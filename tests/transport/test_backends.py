@@ -195,7 +195,7 @@ def test_streaming_takes_the_same_memory_however_many_tokens(
     distance_module = importlib.import_module("topv.transport.distance")
     monkeypatch.setattr(streaming_module, "ROW_ENTRIES", 2**14)
     monkeypatch.setattr(streaming_module, "CACHED_ENTRIES", 2**11)
-    monkeypatch.setattr(distance_module, "TOKEN_ENTRIES", 2**13)
+    monkeypatch.setattr(distance_module, "TOKEN_BYTES", 4 * 2**13)
     monkeypatch.setattr(distance_module, "BLOCK_ENTRIES", 2**12)
     monkeypatch.setattr(distance_module, "PAIR_ENTRIES", 2**11)
     n = 512
