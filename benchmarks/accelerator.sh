@@ -28,11 +28,13 @@ compiled() { for preset in llava-1.5-7b internvl2-2b; do
              done; }
 throughput() { bench llava-1.5-7b llava-24gib --memory-gib 24 --keep 0.5 --methods topv,fastv
                bench internvl2-2b internvl2-24gib --memory-gib 24 --keep 0.5 --methods topv,fastv; }
+selection() { "$python" benchmarks/selection.py --parts device --device cuda --dtype bfloat16 --rounds 50 \
+               --out "$out/selection.csv"; }
 presets()  { for preset in llava-1.5-13b internvl2-8b qwen2.5-vl-7b qwen3-vl-8b; do
                  bench "$preset" "$preset" --batch 1 16 --keep 0.5 --rounds 7
              done; }
 
-steps="tests train train_tiled accuracy compare prefill compiled throughput presets"
+steps="tests train train_tiled accuracy compare selection prefill compiled throughput presets"
 if [ $# -eq 0 ]; then
     echo "steps: $steps"
     exit 0

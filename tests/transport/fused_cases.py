@@ -41,7 +41,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 Case = tuple[tuple[int, int, int], str, str, torch.dtype]
 CASES: list[Case] = [
     *itertools.product(SIZES[:1], ["all factors"], READINGS, [torch.bfloat16]),
-    *itertools.product(SIZES[1:2], ["all factors", "mean, raw"], READINGS, DTYPES[:2]),
+    *itertools.product(SIZES[1:2], ["all factors"], READINGS, DTYPES[:2]),
+    *itertools.product(SIZES[1:2], ["mean, raw"], READINGS[:1], DTYPES[:2]),
     *itertools.product(SIZES[2:], ["defaults"], ["demand"], DTYPES),
     ((1, 123, 100), "all factors", "relaxed", torch.bfloat16),
     ((1, 123, 100), "mean, raw", "potential", torch.bfloat16),
@@ -82,11 +83,11 @@ def main() -> None:
     wide = torch.cat([torch.randn_like(source), source, torch.randn_like(source)], 2)
     inside = wide[:, :, source.shape[2] : 2 * source.shape[2]]
     found["strided"] = importance("demand", inside, target, cells, **settings, backend="fused")
-    source, target, cells, settings = problem(((3, 70, 20), "all factors", "demand", torch.float32))
+    source, target, cells, settings = problem(((2, 40, 20), "all factors", "demand", torch.float32))
     found["together"] = importance("demand", source, target, cells, **settings, backend="fused")
     alone = [
         importance("demand", source[i : i + 1], target[i : i + 1], cells[i : i + 1], **settings, backend="fused")
-        for i in range(3)
+        for i in range(2)
     ]
     found["alone"] = torch.cat(alone)
     torch.save(found, sys.argv[1])

@@ -110,7 +110,7 @@ def test_many_near_pairs_are_multiplied_in_double(
 def test_blocks_join_up(monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = tokens(123, 17, 0.01, offset=5.0)
     whole = {normalize: measured(source, target, normalize=normalize) for normalize in (False, True)}
-    monkeypatch.setattr(module, "TOKEN_ENTRIES", 17 * 10)
+    monkeypatch.setattr(module, "TOKEN_BYTES", 4 * 17 * 10)
     monkeypatch.setattr(module, "BLOCK_ENTRIES", 70)
     monkeypatch.setattr(module, "PAIR_ENTRIES", 17 * 3)
     for normalize, want in whole.items():

@@ -55,11 +55,11 @@ NEAR_DIRECTIONS = 2.0**-16
 REPAIRED_SHARE = 64
 """A block with more near pairs than one in so many is multiplied in float64, which is then cheaper."""
 
-TOKEN_ENTRIES = 2**20
-"""Tokens are converted this many entries at a time: 4 MiB in float32, 8 MiB in float64."""
+TOKEN_BYTES = 2**22
+"""Tokens are converted so many bytes at a time, on either side."""
 
-BLOCK_ENTRIES = 2**20
-"""Distances are made this many at a time, where the tokens are so narrow that TOKEN_ENTRIES would allow more."""
+BLOCK_ENTRIES = 2**19
+"""Distances are made this many at a time, where the tokens are so narrow that TOKEN_BYTES would allow more."""
 
 PAIR_ENTRIES = 2**17
 """Near pairs are subtracted this many entries at a time, so that they stay in the cache."""
@@ -87,7 +87,7 @@ class Distances:
         self.normalize, self.precision = normalize, precision
         self.dtype = torch.float64 if precision == "double" else torch.float32
         self.held: dict[str, Tensor] = {}
-        self.rows_at_once = max(1, TOKEN_ENTRIES // source.shape[1])
+        self.rows_at_once = max(1, TOKEN_BYTES // (self.dtype.itemsize * source.shape[1]))
         self.powers = self._powers()
         statistics = [self._statistics(side) for side in (0, 1)]
         self.weights = [weights for weights, _ in statistics]
@@ -184,7 +184,9 @@ class Distances:
     def _scaled(self, side: int, part: slice, weights: Tensor) -> Tensor:
         tokens = self.tokens[side][part]
         out = self._scratch(f"tokens {side}", tokens.shape, self.dtype)
-        return torch.mul(tokens, weights[part, None], out=out)
+        if tokens.dtype == out.dtype:
+            return torch.mul(tokens, weights[part, None], out=out)
+        return out.copy_(tokens).mul_(weights[part, None])  # a product of two dtypes would convert them elsewhere first
 
     def _scratch(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Memory that is taken again by the next call under that name. Blocks that come and go by the thousand would

@@ -41,8 +41,8 @@ ROW_ENTRIES = 2**22
 def streaming(
     source: Tensor, target: Tensor, coordinates: Tensor, problem: Problem, bonus: Tensor | None = None
 ) -> Tensor:
-    """See :class:`Problem`; ``bonus``, (B, N), is log(N b). One grid after the other, each within about 40 MiB
-    whatever N and D, beyond vectors of length N and D."""
+    """See :class:`Problem`; ``bonus``, (B, N), is log(N b). One grid after the other, each within about 30 MiB
+    whatever N and D, 50 MiB where most pairs are near, beyond vectors of length N and D."""
     batch, n, _ = source.shape
     device = source.device
     value = torch.empty(batch, n, dtype=vector_dtype(device), device=device)
