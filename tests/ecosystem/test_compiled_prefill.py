@@ -139,6 +139,19 @@ def test_what_is_not_pruned_runs_as_ever() -> None:
         assert "forward" not in vars(tiny.model.model.language_model)
 
 
+def test_a_trace_in_another_thread_is_not_taken_for_ones_own() -> None:
+    tiny = bench("llava")
+    text = {"input_ids": torch.arange(40, 50)[None]}
+    with torch.no_grad():
+        want = tiny.model(**text).logits
+        with topv.prune(tiny.model, TOPV) as pruning:
+            pruning.compile_prefill(backend="eager")
+            assert pruning._compiled is not None
+            # As it stands while another thread is inside the graph.
+            pruning._compiled.traced = object()  # type: ignore[assignment]
+            assert torch.equal(tiny.model(**text).logits, want)
+
+
 @pytest.mark.slow
 def test_nan_is_told() -> None:
     tiny = bench("llava")

@@ -139,10 +139,6 @@ class Forward:
             raise RuntimeError("this forward prunes nothing, so it reads no evidence.")
         return self._evidence
 
-    def wants(self, evidence: str) -> bool:
-        """Whether the method asked for `evidence` and this forward has something to prune."""
-        return self.prunes and evidence in self.method.needs
-
     @torch.no_grad()
     def choose(self, hidden_states: torch.Tensor) -> None:
         """Select the tokens that stay, given what enters layer `layer`, and build the compaction."""

@@ -235,8 +235,8 @@ class Pruning:
 
     @property
     def _traced(self) -> TracedPrefill | None:
-        """The prefill that a compiler traces, or runs as it was traced."""
-        return None if self._compiled is None else self._compiled.traced
+        """The prefill that a compiler traces; a forward that runs beside it in another thread has none."""
+        return self._compiled.traced if self._compiled is not None and torch.compiler.is_compiling() else None
 
     def _short_layer(self, index: int) -> Forward | None:
         """The running forward, if decoder layer `index` sees a shortened sequence in it."""
