@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from ..errors import InputError
 from .configurations import Configuration
 from .examples import Example
+from .image_features import SharedImageFeatures, reads_tower
 from .runner import Answer, Asker, plan_batches
 from .store import AnswerStore
 
@@ -89,17 +91,21 @@ def evaluate(
     """
     batches = plan_batches(examples, batch_size)
     done = {} if store is None else store.read()
-    for configuration in configurations:
-        with Asker(model, processor, configuration.method) as asker:
-            for number, batch in enumerate(batches):
-                mine = number % shard.processes == shard.process
-                if mine and (configuration.key, number) not in done:
-                    answers = [answer.to_dict() for answer in asker.ask([examples[place] for place in batch])]
-                    if store is None:
-                        done[configuration.key, number] = answers
-                    else:
-                        store.add(configuration.key, number, answers)
-                advance(configuration, len(batch))
+    features = SharedImageFeatures(model)
+    # All methods on one batch before the next one, so that they can share what the tower made of its images.
+    for number, batch in enumerate(batches):
+        mine = number % shard.processes == shard.process
+        asked = [examples[place] for place in batch]
+        for configuration in configurations:
+            if mine and (configuration.key, number) not in done:
+                shares = contextlib.nullcontext() if reads_tower(configuration.method) else features.used()
+                with shares, Asker(model, processor, configuration.method) as asker:
+                    answers = [answer.to_dict() for answer in asker.ask(asked)]
+                if store is None:
+                    done[configuration.key, number] = answers
+                else:
+                    store.add(configuration.key, number, answers)
+            advance(configuration, len(batch))
     shard.wait_for_all()
     if shard.process:
         return None

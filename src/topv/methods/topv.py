@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -17,35 +17,42 @@ __all__ = ["TopV"]
 
 @dataclass(frozen=True, kw_only=True)
 class TopV(CostMethod):
-    """Rank source tokens by what they contribute to a transport plan onto the layer's target tokens.
+    """Keep the source tokens that supply a layer's target tokens best: an optimal-transport problem.
 
     Yang et al., "TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory Multimodal
-    Vision Language Model", CVPR 2025 (arXiv 2503.18278). With P the plan after `iterations` Sinkhorn iterations,
-    u its source scaling and f = eps log u, the importance of source token i is one of three readings:
+    Vision Language Model", CVPR 2025 (arXiv 2503.18278). With C the cost of supplying target token j from source token
+    i, tokens are ranked in one of four ways:
 
-    - "demand": sum_j P_ij under hard marginals, ending on the target side: the demand on i beyond its share.
-    - "potential": f_i, the shadow price of i: high where nothing else can replace it.
-    - "relaxed": sum_j P_ij under relaxed source marginals (`rho` finite).
+    - "coverage", the default: the kept tokens are chosen as a set. With all other sources closed each target is
+      supplied by its cheapest kept one, and the dearest of these costs, max_j min_{i kept} C_ij, is made small, one
+      source at a time (`topv.transport.coverage`). Of two tokens alike one stays. This choice is topv's own.
+    - "demand", "potential", "relaxed": each token for itself, from P, the plan after `iterations` Sinkhorn iterations.
+      With u its source scaling and f = eps log u: sum_j P_ij under hard marginals, ending on the target side, which is
+      the demand on i beyond its share; f_i, the shadow price of i, high where nothing else can replace it; and
+      sum_j P_ij under relaxed source marginals (`rho` finite). The paper does not say which it means.
 
-    In the first two the central distance is subtracted from the standardised importance, since hard marginals
-    cancel it inside the solve.
+    Under "demand" and "potential" the central distance is subtracted from the standardised importance, since hard
+    marginals cancel it inside the solve; in the other two it is part of the cost.
 
     Args:
-        importance: the reading, see above.
-        eps: entropic regularisation of the plan, above 0.
+        importance: how tokens are ranked, see above.
+        eps: entropic regularisation of the plan, above 0. "coverage" solves for no plan and reads none of these three.
         rho: weight of the relaxed source marginal ("relaxed" only).
         iterations: Sinkhorn iterations, at least 1.
     """
 
-    importance: Literal["demand", "potential", "relaxed"] = "demand"
+    importance: Literal["coverage", "demand", "potential", "relaxed"] = "coverage"
     eps: float = 0.3
     rho: float = 0.1
     iterations: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.importance not in ("demand", "potential", "relaxed"):
-            raise ValueError(f"importance={self.importance!r} must be 'demand', 'potential' or 'relaxed'.")
+        if self.importance not in ("coverage", *get_args(transport.Reading)):
+            raise ValueError(
+                f"importance={self.importance!r} must be 'coverage', 'demand', 'potential' or 'relaxed': how tokens "
+                "are ranked."
+            )
         if not math.isfinite(self.eps) or self.eps <= 0:
             raise ValueError(f"eps={self.eps!r} must be a finite number above 0.")
         if math.isnan(self.rho) or self.rho < 0:
@@ -73,6 +80,21 @@ class TopV(CostMethod):
 
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         source, target = self.problem(evidence)
+        weights = self.target_weights(evidence)
+        if self.importance == "coverage":
+            return transport.coverage(
+                source,
+                target,
+                evidence.coordinates,
+                count,
+                alpha=self.alpha,
+                beta=self.beta,
+                gamma=self.gamma,
+                sigma=self.sigma,
+                normalize=self.normalize,
+                scale=self.scale,
+                target_weights=weights,
+            )
         return transport.importance(
             self.importance,
             source,
@@ -87,5 +109,5 @@ class TopV(CostMethod):
             iterations=self.iterations,
             normalize=self.normalize,
             scale=self.scale,
-            target_weights=self.target_weights(evidence),
+            target_weights=weights,
         )

@@ -1,4 +1,4 @@
-"""Optimal transport between visual tokens: cost, Sinkhorn, and the readings of importance.
+"""Optimal transport between visual tokens: cost, Sinkhorn, the readings of importance, and the choice of a set.
 
 Pure functions on tensors: nothing here knows of models. They run in float32 (``solve`` keeps float64)
 whatever the autocast state, are not differentiated, do not make the host wait for the device, and treat each
@@ -7,6 +7,7 @@ acceptable."""
 
 from ._checks import check_finite
 from .cost import Scale, central_distance, cost_matrix, feature_distance, mean_cost, spatial_distance
+from .coverage import coverage
 from .importance import (
     Reading,
     importance,
@@ -25,6 +26,7 @@ __all__ = [
     "central_distance",
     "check_finite",
     "cost_matrix",
+    "coverage",
     "feature_distance",
     "importance",
     "mean_cost",

@@ -33,6 +33,7 @@ References
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -87,11 +88,22 @@ class Distances:
         self.normalize, self.precision = normalize, precision
         self.dtype = torch.float64 if precision == "double" else torch.float32
         self.held: dict[str, Tensor] = {}
+        self.origin: tuple[Distances, Tensor | slice] | None = None
         self.rows_at_once = max(1, TOKEN_BYTES // (self.dtype.itemsize * source.shape[1]))
         self.powers = self._powers()
         statistics = [self._statistics(side) for side in (0, 1)]
         self.weights = [weights for weights, _ in statistics]
         self.centre = (statistics[0][1] + statistics[1][1]) / 2
+
+    def at(self, which: Tensor | slice) -> Distances:
+        """The same between some of the sources and all targets, on the same scale, from the same centre."""
+        some = copy.copy(self)
+        some.__dict__.pop("_in_double", None)
+        some.origin = self, which
+        some.tokens = self.tokens[0][which], self.tokens[1]
+        some.powers = self.powers[0][which], self.powers[1]
+        some.weights = [self.weights[0][which], self.weights[1]]
+        return some
 
     def write(self, rows: slice, out: Tensor) -> None:
         """Write the distances of the sources in ``rows`` to all targets to ``out``, (rows, N), float32."""
@@ -147,6 +159,9 @@ class Distances:
 
     @cached_property
     def _in_double(self) -> Distances:
+        if self.origin is not None:
+            whole, which = self.origin
+            return whole._in_double.at(which)
         return Distances(*self.tokens, normalize=self.normalize, precision="double")
 
     def _powers(self) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ from .dense import MATRIX_BYTES, matrix_bytes
 from .distance import slices
 from .problem import Problem
 
-__all__ = ["fused_importance", "fused_or_none", "why_not_fused"]
+__all__ = ["fused_importance", "fused_or_none", "interpreted", "why_not_fused"]
 
 DISTANCE_BYTES = 2**28
 """Distances of as many grids as fit are in memory at a time."""
@@ -55,7 +55,7 @@ def why_not_fused(source: Tensor, target: Tensor, problem: Problem) -> str | Non
         return f"they failed before ({_failure})"
     if find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
-    if not _interpreted():
+    if not interpreted():
         if source.device.type != "cuda":
             return f"the tokens are on {source.device}; expected a CUDA device (or TRITON_INTERPRET=1, for tests)"
         if _capability(source.device) < (8, 0):
@@ -75,7 +75,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
+    """Whether triton interprets its kernels, on any device, as the tests have it."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -148,7 +149,7 @@ def _launch(
             )  # fmt: skip
         kernels.distances[(tiles, tiles, batch)](
             source, target, squares, centre, distance, parts, *shape,
-            NORMALIZE=problem.normalize, CENTRED=centred, LARGEST=largest, INTERPRETED=_interpreted(),
+            NORMALIZE=problem.normalize, CENTRED=centred, LARGEST=largest, INTERPRETED=interpreted(),
             BLOCK_M=64, BLOCK_N=64, BLOCK_K=32 if centred else 64, num_warps=4, num_stages=3,
         )  # fmt: skip
 
