@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -38,8 +39,8 @@ class Evidence:
         source: (G, N, D) visual tokens entering layer `layer - 1` (entering the decoder, where `layer` is 0), in the
             model's dtype, or None if not asked for.
         target: (G, N, D) the same tokens at the method's target position in that layer, or None.
-        attention: float32 (G, N), the attention that the last prompt token pays to each visual token in that
-            layer, averaged over heads, or None.
+        attention: float32 (G, N), the attention that the last prompt token, or the method's raters, pay to each visual
+            token in that layer, averaged over heads, or None. 0 for tokens that an earlier pruning layer has dropped.
         encoder_source: (G, N, D') what enters the block of the vision tower whose output becomes visual tokens, pooled
             as the model pools its patches into tokens, or None.
         encoder_target: (G, N, D') the same at the method's target position in that block, or None.
@@ -160,8 +161,9 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The evidence to read: "source", "text", one of `TARGETS`, "attention_row" or "attention_map"; and of the
-        vision tower "encoder_source", "encoder_" and one of `TARGETS`, or "encoder_weights"."""
+        """The evidence to read: "source", "text", one of `TARGETS`, "attention_row" (of the last prompt token),
+        "attention_map" (the same, cut from the whole map) or "attention_raters" (of the text tokens by `raters`); and
+        of the vision tower "encoder_source", "encoder_" and one of `TARGETS`, or "encoder_weights"."""
         return frozenset()
 
     @property
@@ -180,7 +182,7 @@ class Method:
         Raises:
             ValueError: when the decoder has no layer of that index.
         """
-        layer = depth // 2 if self.layer is None else self.layer
+        layer = self.default_layer(depth) if self.layer is None else self.layer
         first = 0 if self.can_precede_decoder else 1
         if not first <= layer < depth:
             raise ValueError(
@@ -188,6 +190,38 @@ class Method:
                 f"between {first} and {depth - 1}."
             )
         return layer
+
+    def default_layer(self, depth: int) -> int:
+        """What `layer` stands for where it is None."""
+        return depth // 2
+
+    def pruning_layers(self, depth: int) -> tuple[int, ...]:
+        """The layers from which on the sequence is shorter than before, ascending: `pruning_layer`, or several.
+
+        Raises:
+            ValueError: when the decoder has no layer of the first's index.
+        """
+        return (self.pruning_layer(depth),)
+
+    def shares(self, ratio: Fraction, stages: int) -> tuple[Fraction, ...]:
+        """The share of the tokens that stays from each of `stages` pruning layers on, for a ratio in (0, 1].
+
+        None is above the one before, none falls as the ratio rises, and at 1 all are 1.
+        """
+        return (ratio,)
+
+    def raters(
+        self, visual: torch.Tensor, visual_mask: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """How much the attention of each text token counts: float32 (B, M), summing to 1 in each row.
+
+        Args:
+            visual: (B, V, D), each sample's visual tokens where they enter the decoder, padded on the left with zeros.
+            visual_mask: BoolTensor (B, V), false at padding.
+            text: (B, M, D), the text tokens that may count, padded likewise.
+            text_mask: BoolTensor (B, M); at least one is true in each row.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define raters().")
 
     def count(self, tokens: int) -> int:
         """How many of the `tokens` tokens that share a budget stay, recovered ones included.

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedError
+from ..methods import Method
 from ..models import Family
 from ..models.reasons import REASONS
 from .forward import Forward
 
-__all__ = ["forget_compiled", "refuse_borrowing", "refuse_compiled", "refuse_packed", "refuse_windows"]
+__all__ = ["forget_compiled", "refuse_borrowing", "refuse_compiled", "refuse_packed", "refuse_stages", "refuse_windows"]
 
 
 def refuse_packed(inputs: dict[str, Any]) -> None:
@@ -42,9 +43,9 @@ def refuse_windows(family: Family, forward: Forward) -> None:
     Raises:
         UnsupportedError: when keys would leave a window too late.
     """
-    if not forward.is_flash or not (forward.prunes or forward.record is not None):
+    if not forward.is_flash or not forward.stages:
         return
-    windows = [w for i in range(forward.layer, len(family.layers)) if (w := family.window(i)) is not None]
+    windows = [w for i in range(forward.stages[0].layer, len(family.layers)) if (w := family.window(i)) is not None]
     if windows and forward.past + forward.length > min(windows):
         raise UnsupportedError(
             f"the prompt has {forward.past + forward.length} columns, more than the attention window of "
@@ -73,6 +74,25 @@ def refuse_borrowing(family: Family, layer: int) -> None:
         raise UnsupportedError(
             f"decoder layers from {layer} on work with keys that a layer before it has chosen among all tokens: "
             f"{REASONS['window']}. Choose another layer: {advice}."
+        )
+
+
+def refuse_stages(family: Family, method: Method) -> None:
+    """Behind the first pruning layer nothing but attention is read, of layers that read it off as topv does.
+
+    Raises:
+        UnsupportedError: when the method needs more, or the decoder's layers correct themselves by what they hold.
+    """
+    unread = method.needs - {"attention_row", "attention_raters"}
+    if unread:
+        raise UnsupportedError(
+            f"{method!r} prunes at several layers and needs {', '.join(sorted(unread))}, which topv reads before the "
+            "first of them alone. Rank by attention_row or attention_raters, or prune at one layer."
+        )
+    if type(family).corrections is not Family.corrections or family.asks_for_slots:
+        raise UnsupportedError(
+            f"the decoder layers of {type(family.model).__name__} depend on how many entries they hold, so attention "
+            "cannot be read where the sequence is short already. Use a method that prunes at one layer."
         )
 
 
