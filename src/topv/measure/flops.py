@@ -111,7 +111,7 @@ def count_decoder(
     starts = () if layer is None else (layer,) if isinstance(layer, int) else tuple(layer)
     given: Sequence[Any] = () if kept is None else [kept] if isinstance(layer, int) or isinstance(kept, int) else kept
     stays = [_each(own) for own in given]
-    for after in stays:
+    for after in (before, *stays):
         if len(after) != len(before) or not all(0 <= k <= n <= columns for k, n in zip(after, before, strict=True)):
             raise InputError(
                 f"kept={kept} of visual={visual} tokens in {columns} columns: expected 0 <= kept <= visual."

@@ -6,7 +6,6 @@ sample keeps does not depend on the batch it is in.
 
 from __future__ import annotations
 
-import functools
 import math
 from bisect import bisect_right
 from collections import Counter
@@ -107,7 +106,6 @@ def cached(columns: int, limit: int | None) -> int:
     return columns if limit is None else min(columns, limit)
 
 
-@functools.lru_cache(maxsize=256)
 def budget_counts(method: Method, layers: tuple[int, ...], depth: int, size: int) -> tuple[int, ...]:
     """How many of the `size` tokens that share a budget stay from each pruning layer on, under the method's `keep`.
 
