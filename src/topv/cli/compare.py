@@ -31,7 +31,7 @@ methods: none topv fastv vtw meancost uniform random facilitylocation divprune v
   A wrong setting lists the valid ones; keep and layer set there go before --keep and --layer.
 
 what the numbers mean:
-  visual tokens   in the prompt -> left from the method's pruning layer on
+  visual tokens   in the prompt -> left from the method's (last) pruning layer on
   FLOPs saved     share of the decoder's work on visual tokens that was not done, from the shapes that ran
   KV cache        bytes of keys and values after the prefill
   prefill,        time as a ratio to the unpruned model: 0.60 takes 60 % of its time. In brackets the interval that

@@ -206,7 +206,7 @@ class Method:
     def shares(self, ratio: Fraction, stages: int) -> tuple[Fraction, ...]:
         """The share of the tokens that stays from each of `stages` pruning layers on, for a ratio in (0, 1].
 
-        None is above the one before, none falls as the ratio rises, and at 1 all are 1.
+        None is above the one before, none falls as the ratio rises, and at 1 all are 1. One alone is the ratio.
         """
         return (ratio,)
 

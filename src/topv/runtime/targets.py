@@ -48,7 +48,8 @@ class Cost:
 
     def share(self, kept: Sequence[int]) -> Fraction:
         """What is spent when `kept` tokens stay from each pruning layer on, over what the unpruned prefill spends."""
-        return Fraction(self.spent(kept), self.whole) if self.whole else Fraction(1)
+        whole = self.whole
+        return Fraction(self.spent(kept), whole) if whole else Fraction(1)
 
 
 def prefill_cost(
@@ -138,10 +139,11 @@ def budget_counts(method: Method, layers: tuple[int, ...], depth: int, size: int
 
 def _staged(method: Method, ratio: Fraction, stages: int, size: int) -> tuple[int, ...]:
     """K = max(1, floor(share n + 1/2)) of `size` tokens n from each pruning layer on, for the method's shares."""
-    return tuple(
-        max(1, (2 * share.numerator * size + share.denominator) // (2 * share.denominator))
-        for share in method.shares(ratio, stages)
-    )
+    return tuple(_rounded(share.numerator, share.denominator, size) for share in method.shares(ratio, stages))
+
+
+def _rounded(numerator: int, denominator: int, size: int) -> int:
+    return max(1, (2 * numerator * size + denominator) // (2 * denominator))
 
 
 def kept_counts(
@@ -174,6 +176,8 @@ def kept_counts(
     ratios, denominator = _ratios(sizes) if len(layers) == 1 else (range(1, _STEPS + 1), _STEPS)
 
     def counts(step: int) -> list[tuple[int, ...]]:
+        if len(layers) == 1:
+            return [(_rounded(ratios[step], denominator, size),) for size in sizes]
         ratio = Fraction(ratios[step], denominator)
         of_size = {size: _staged(method, ratio, len(layers), size) for size in set(sizes)}
         return [of_size[size] for size in sizes]
@@ -181,10 +185,11 @@ def kept_counts(
     def spent(step: int) -> int:
         return cost.spent([sum(own) for own in zip(*counts(step), strict=True)])
 
-    if left * cost.whole < spent(0):
-        saved = 1 - Fraction(spent(0), cost.whole)
+    whole = cost.whole
+    if left * whole < spent(0):
+        saved = 1 - Fraction(spent(0), whole)
         raise _out_of_reach(method, goal, layers[0], saved, tokens=cost.tokens, budgets=len(sizes))
-    return counts(_nearest_step(len(ratios), spent, left * cost.whole))
+    return counts(_nearest_step(len(ratios), spent, left * whole))
 
 
 def _ratios(sizes: Sequence[int]) -> tuple[Sequence[int], int]:
