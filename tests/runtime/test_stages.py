@@ -142,18 +142,19 @@ def test_each_stage_keeps_what_is_attended_to_most(padding: str) -> None:
             left[number] = set(stays)
 
 
-def test_raters_rate() -> None:
-    """SparseVLM's choice at its second pruning layer, computed again from the masked model."""
-    model, inputs = shared_llava(LAYERS, "eager"), prompt([[3, "image", 9]])
+@pytest.mark.parametrize("words", [9, 150])
+def test_raters_rate(words: int) -> None:
+    """SparseVLM's choice at every pruning layer, computed again from the masked model."""
+    model, inputs = shared_llava(LAYERS, "eager"), prompt([[3, "image", words]])
     with topv.prune(model, topv.SparseVLM(keep=0.4)) as pruning, torch.no_grad():
         model(**inputs)
         kept = {layer: set(own[0].tolist()) for layer, own in pruning.kept_by_layer.items()}
     out = staged_forward(model, inputs, hidden_columns(inputs, pruning), output_attentions=True)
     entering = out.hidden_states[0][0].double()
-    visual, text = list(range(3, 3 + TOKENS)), list(range(3 + TOKENS, 3 + TOKENS + 9))
+    visual, text = list(range(3, 3 + TOKENS)), list(range(3 + TOKENS, 3 + TOKENS + words))
     relevance = (entering[visual] @ entering[text].T).softmax(1).mean(0)
-    raters = [text[i] for i in range(9) if relevance[i] > relevance.mean()]
-    assert 0 < len(raters) < 9
+    raters = [text[i] for i in range(words) if relevance[i] > relevance.mean()]
+    assert 0 < len(raters) < words
     left = set(visual)
     for layer in pruning.layers:
         paid = out.attentions[layer - 1][0].mean(0)[raters].mean(0)
@@ -293,7 +294,7 @@ def test_a_cache_of_other_layers() -> None:
         want = model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits
     with topv.prune(model, topv.FastV(keep=0.4, layer=3)), torch.no_grad():
         assert torch.equal(model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits, want)
-        with pytest.raises(topv.UnsupportedError, match=r"pruned from layer 1, 3, 4 on.*method that pruned it"):
+        with pytest.raises(topv.UnsupportedError, match=r"pruned from layer 1, 3, 4 on.*settings that it was"):
             model(**turn, past_key_values=cache)
 
 

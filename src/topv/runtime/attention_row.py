@@ -80,8 +80,8 @@ class _Replay:
         if first != last:
             raise UnsupportedError(
                 "the tokens whose attention is wanted are in different columns, and this model scales queries by "
-                "their column, so it cannot be read at once. Pad the batch on the left, and take a method that reads one "
-                "token's attention."
+                "their column, so it cannot be read at once. Pad the batch on the left, and use a method that reads "
+                "one token's attention."
             )
         return first
 

@@ -15,7 +15,9 @@ from ..methods import Method
 from ..models import Family
 from .compaction import Choice
 from .evidence import EvidenceReader
+from .phases import SELECTION, phase
 from .plan import PrefillPlan
+from .raters import weighed_text
 from .record import CacheRecord, record_at
 from .stage import Stage
 
@@ -142,6 +144,20 @@ class Forward:
             self.stages = [Stage(self, number, record.layer) for number, record in enumerate(records)]
         for stage in self.stages:
             stage.record = record_at(records, stage.layer)
+
+    def select(self, index: int, hidden_states: torch.Tensor) -> None:
+        """Read what the method needs of the states that enter decoder layer `index`, and choose tokens if they leave
+        there. For forwards that prune."""
+        if index == self.stages[0].layer - 1:
+            self.evidence.read_source(hidden_states)
+        if index == 0 and "attention_raters" in self.method.needs:
+            raters = weighed_text(self.require_plan, self.method, hidden_states)
+            for stage in self.stages:
+                stage.evidence.raters = raters
+        for stage in self.stages:
+            if stage.layer == index:
+                with phase(SELECTION):
+                    self.outcome.choices.append(stage.choose(hidden_states))
 
     def stage(self, layer: int) -> Stage | None:
         """The stage that decoder layer `layer` is in, or None while every column is there."""

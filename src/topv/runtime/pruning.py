@@ -25,11 +25,17 @@ from .encoder_taps import EncoderTaps, encoder_states
 from .forward import Forward, current_forward, set_forward
 from .masks import prompt_mask, real_columns
 from .outputs import scatter_output
-from .phases import SELECTION, phase
 from .plan import PrefillPlan, build_plan
-from .raters import weighed_text
 from .record import entry_bytes, held, own_sizes, read_records, write_records
-from .refusals import forget_compiled, refuse_borrowing, refuse_compiled, refuse_packed, refuse_stages, refuse_windows
+from .refusals import (
+    forget_compiled,
+    refuse_borrowing,
+    refuse_compiled,
+    refuse_other_layers,
+    refuse_packed,
+    refuse_stages,
+    refuse_windows,
+)
 from .report import Report
 from .results import Results
 from .stage import Stage
@@ -404,18 +410,8 @@ class Pruning:
         forward.mask = mask if mask is None or mask.ndim == 4 else mask[:, : forward.past + forward.length]
         forward.cache = inputs.get("past_key_values")
         records = read_records(forward.cache, length=forward.past, batch=forward.batch)
-        short = tuple(record.layer for record in records)
-        if forward.prunes and not set(short) <= set(self.layers):
-            if short[0] == 0:
-                raise UnsupportedError(
-                    "compact_early_layers=True has dropped the first images from every layer of this cache, so it "
-                    "cannot take another image. Prefill the whole conversation anew, or leave compact_early_layers out."
-                )
-            one = f"layer={short[0]}" if len(short) == 1 else "the method that pruned it"
-            raise UnsupportedError(
-                f"the cache was pruned from layer {_listed(short)} on, and this pruning starts at layer "
-                f"{_listed(self.layers)}. Attach the method with {one} to continue it with a new image."
-            )
+        if forward.prunes:
+            refuse_other_layers(records, self.layers)
         forward.resume(records)
 
     def _before_layer(
@@ -438,27 +434,13 @@ class Pruning:
         if forward.cache is None:
             forward.cache = arguments.get("past_key_values")
         if forward.prunes:
-            self._select(forward, stage, index, arguments["hidden_states"])
+            forward.select(index, arguments["hidden_states"])
         changed = stage.shorten(arguments, index) if stage is not None and stage.is_short else {}
         if forward.is_prefill and self._family.keeps_keys(index):
             entries = changed.get("hidden_states", arguments["hidden_states"]).shape[1]
             forward.outcome.lengths[index] = entries + held(forward.cache, index)
             forward.outcome.element_size = arguments["hidden_states"].element_size()
         return signature.rebuild(args, kwargs, changed) if changed else None
-
-    def _select(self, forward: Forward, stage: Stage | None, index: int, hidden_states: torch.Tensor) -> None:
-        """Read what a method needs of the states that enter a layer, and choose tokens where they leave."""
-        if index == self.layer - 1:
-            forward.evidence.read_source(hidden_states)
-        if index == 0 and "attention_raters" in self.method.needs:
-            raters = weighed_text(forward.require_plan, self.method, hidden_states)
-            for each in forward.stages:
-                each.evidence.raters = raters
-        if stage is not None and stage.layer == index:
-            with phase(SELECTION):
-                stage.choose(hidden_states)
-            if stage.choice is not None:
-                forward.outcome.choices.append(stage.choice)
 
     def _count_slots(
         self, index: int, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -515,10 +497,6 @@ class Pruning:
                 forward.outcome.lengths.update(early)
             write_records(forward.cache, records, logical=self._family.mixed or records[0].layer == 0)
         return scatter_output(output, forward)
-
-
-def _listed(layers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def attach(model: nn.Module, method: Method) -> Pruning:

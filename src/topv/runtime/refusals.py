@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,17 @@ from ..methods import Method
 from ..models import Family
 from ..models.reasons import REASONS
 from .forward import Forward
+from .record import CacheRecord
 
-__all__ = ["forget_compiled", "refuse_borrowing", "refuse_compiled", "refuse_packed", "refuse_stages", "refuse_windows"]
+__all__ = [
+    "forget_compiled",
+    "refuse_borrowing",
+    "refuse_compiled",
+    "refuse_other_layers",
+    "refuse_packed",
+    "refuse_stages",
+    "refuse_windows",
+]
 
 
 def refuse_packed(inputs: dict[str, Any]) -> None:
@@ -94,6 +104,28 @@ def refuse_stages(family: Family, method: Method) -> None:
             f"the decoder layers of {type(family.model).__name__} depend on how many entries they hold, so attention "
             "cannot be read where the sequence is short already. Use a method that prunes at one layer."
         )
+
+
+def refuse_other_layers(records: Sequence[CacheRecord], layers: Sequence[int]) -> None:
+    """A cache goes on to be pruned where it was.
+
+    Raises:
+        UnsupportedError: when `records` of a cache begin at other layers than the pruning `layers`.
+    """
+    short = [record.layer for record in records]
+    if set(short) <= set(layers):
+        return
+    if short[0] == 0:
+        raise UnsupportedError(
+            "compact_early_layers=True has dropped the first images from every layer of this cache, so it cannot take "
+            "another image. Prefill the whole conversation anew, or leave compact_early_layers out."
+        )
+    was, now = (", ".join(map(str, numbers)) for numbers in (short, layers))
+    advice = f"layer={was}" if len(short) == 1 else "the settings that it was pruned with"
+    raise UnsupportedError(
+        f"the cache was pruned from layer {was} on, and this pruning starts at layer {now}. Attach the method with "
+        f"{advice} to continue it with a new image."
+    )
 
 
 def refuse_compiled(family: Family) -> None:

@@ -101,17 +101,15 @@ class Stage:
         return plan is not None and any(bucket.drops(self.number) for bucket in plan.buckets)
 
     @torch.no_grad()
-    def choose(self, hidden_states: torch.Tensor) -> None:
+    def choose(self, hidden_states: torch.Tensor) -> Choice:
         """Select the tokens that stay, given what enters its first layer, and build the compaction."""
-        plan, before = self.run.plan, self.before
-        if plan is None:
-            return
+        plan, before = self.run.require_plan, self.before
         device = hidden_states.device
         earlier = None if before is None else before.choice
         if not self.drops:
             self.choice = Choice.everything(plan, device) if earlier is None else earlier
             self.compaction = None if before is None else before.compaction
-            return
+            return self.choice
         if earlier is None:
             self.finite.look(self.evidence.visual(hidden_states, copy=False))
         if self.layer == 0:
@@ -123,6 +121,7 @@ class Stage:
             columns.append(flat.gather(1, choice.kept[number]))
         self.evidence.release()
         self.compaction = compact(plan, columns, device, stage=self.number)
+        return choice
 
     def _choose_in(self, number: int, flat: torch.Tensor, choice: Choice, earlier: torch.Tensor | None) -> None:
         """Select among the tokens (G, N) of a bucket those that stay; `earlier` (G, K) are left of them until here."""
