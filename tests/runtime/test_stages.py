@@ -14,7 +14,13 @@ from transformers import DynamicCache, StaticCache
 import topv
 from ecosystem.bench import STEPS, bench
 from exactness_settings import uncompiled
-from reference import positions, pruned_columns, relative_error
+from reference import (
+    generated_reference,
+    hidden_columns,
+    positions,
+    relative_error,
+    staged_forward,
+)
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
 from topv.models import family_of
 from topv.probe.reference import extended, masked_logits
@@ -32,35 +38,6 @@ METHODS = [
 ]
 
 
-def staged_forward(model: Any, inputs: dict[str, torch.Tensor], hidden: dict[int, torch.Tensor], **more: Any) -> Any:
-    """The unpruned model in which from each layer of `hidden` on its columns (B, T) are invisible as keys."""
-    mask, length = inputs["attention_mask"].bool(), inputs["attention_mask"].shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-
-    def additive(keys: torch.Tensor) -> torch.Tensor:
-        seen = causal[None] & keys[:, None, :]
-        return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
-
-    handles = []
-    for index, block in enumerate(model.model.language_model.layers):
-        columns = hidden[max(at for at in hidden if at <= index)] if index >= min(hidden) else torch.zeros_like(mask)
-        own = additive(mask & ~columns)
-        hook = lambda module, args, call, own=own: (args, {**call, "attention_mask": own})  # noqa: E731
-        handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        call = {"position_ids": positions(mask)} | inputs | {"attention_mask": additive(mask)}
-        with torch.no_grad():
-            return model(**call, use_cache=False, output_hidden_states=True, **more)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def hidden_columns(inputs: dict[str, torch.Tensor], pruning: topv.Pruning) -> dict[int, torch.Tensor]:
-    """By pruning layer, BoolTensor (B, T) of the visual columns that it and those before have dropped."""
-    return {layer: pruned_columns(inputs, kept, IMAGE_TOKEN) for layer, kept in pruning.kept_by_layer.items()}
-
-
 def longer(inputs: dict[str, torch.Tensor], sequences: torch.Tensor) -> dict[str, torch.Tensor]:
     """The prompt with generated tokens behind it."""
     ones = torch.ones(len(sequences), sequences.shape[1] - inputs["input_ids"].shape[1], dtype=torch.long)
@@ -71,14 +48,12 @@ def padded(hidden: dict[int, torch.Tensor], length: int) -> dict[int, torch.Tens
     return {at: torch.nn.functional.pad(columns, (0, length - columns.shape[1])) for at, columns in hidden.items()}
 
 
-def check_generated(
-    model: Any, inputs: dict[str, torch.Tensor], hidden: dict[int, torch.Tensor], out: Any, start: int | None = None
-) -> None:
+def check_generated(model: Any, inputs: dict[str, torch.Tensor], hidden: dict[int, torch.Tensor], out: Any) -> None:
     """Every logit that generation saw is the masked model's. `inputs` without the generated tokens."""
     whole = longer(inputs, out.sequences)
     want = staged_forward(model, whole, padded(hidden, out.sequences.shape[1])).logits
-    start = inputs["input_ids"].shape[1] if start is None else start
-    assert relative_error(torch.stack(out.logits, 1), want[:, start - 1 : -1]) <= 1e-5
+    length = inputs["input_ids"].shape[1]
+    assert relative_error(torch.stack(out.logits, 1), want[:, length - 1 : -1]) <= 1e-5
 
 
 def generate(model: Any, inputs: Any, steps: int = 5, **more: Any) -> Any:
@@ -98,7 +73,7 @@ def test_forward_equals_masked_model(backend: str, samples: Any, padding: str) -
     for method in METHODS:
         with uncompiled(), topv.prune(model, method) as pruning, torch.no_grad():
             out = model(**inputs, position_ids=positions(real), output_hidden_states=True)
-        hidden = hidden_columns(inputs, pruning)
+        hidden = hidden_columns(inputs, pruning.kept_by_layer, IMAGE_TOKEN)
         want = staged_forward(shared_llava(LAYERS, "eager" if backend == "flex_attention" else backend), inputs, hidden)
         assert len(pruning.layers) > 1
         for index, (got_state, want_state) in enumerate(zip(out.hidden_states, want.hidden_states, strict=True)):
@@ -119,7 +94,8 @@ def test_generation_equals_masked_model_step_by_step(backend: str, samples: Any)
     for method in METHODS:
         with topv.prune(model, method) as pruning:
             out = generate(model, inputs)
-        check_generated(model, inputs, hidden_columns(inputs, pruning), out)
+        want = generated_reference(model, inputs, out.sequences, by_layer=pruning.kept_by_layer)
+        assert relative_error(torch.stack(out.logits, 1), want) <= 1e-5
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -130,7 +106,9 @@ def test_each_stage_keeps_what_is_attended_to_most(padding: str) -> None:
     with topv.prune(model, method) as pruning, torch.no_grad():
         model(**inputs, position_ids=positions(inputs["attention_mask"]))
         kept_by_layer, grids = pruning.kept_by_layer, pruning.results.plan.layout.grids
-    maps = staged_forward(model, inputs, hidden_columns(inputs, pruning), output_attentions=True).attentions
+    maps = staged_forward(
+        model, inputs, hidden_columns(inputs, pruning.kept_by_layer, IMAGE_TOKEN), output_attentions=True
+    ).attentions
     last = torch.where(inputs["attention_mask"] > 0, torch.arange(inputs["input_ids"].shape[1]), -1).amax(1)
     left = [set(grid.columns.tolist()) for grid in grids]
     for layer, kept in kept_by_layer.items():
@@ -149,7 +127,9 @@ def test_raters_rate(words: int) -> None:
     with topv.prune(model, topv.SparseVLM(keep=0.4)) as pruning, torch.no_grad():
         model(**inputs)
         kept = {layer: set(own[0].tolist()) for layer, own in pruning.kept_by_layer.items()}
-    out = staged_forward(model, inputs, hidden_columns(inputs, pruning), output_attentions=True)
+    out = staged_forward(
+        model, inputs, hidden_columns(inputs, pruning.kept_by_layer, IMAGE_TOKEN), output_attentions=True
+    )
     entering = out.hidden_states[0][0].double()
     visual, text = list(range(3, 3 + TOKENS)), list(range(3 + TOKENS, 3 + TOKENS + words))
     relevance = (entering[visual] @ entering[text].T).softmax(1).mean(0)
@@ -218,7 +198,7 @@ def test_second_turn(method: topv.Method, backend: str, images: bool) -> None:
             pruning.kept_by_layer if images else {layer: [kept[:0] for kept in own] for layer, own in before.items()}
         )
     kept = {at: [torch.cat(pair) for pair in zip(before[at], after[at], strict=True)] for at in pruning.layers}
-    hidden = {at: pruned_columns(whole, own, IMAGE_TOKEN) for at, own in kept.items()}
+    hidden = hidden_columns(whole, kept, IMAGE_TOKEN)
     pictures, at, new_at = [], 0, 0
     for row, own in enumerate(BATCH):
         pictures.append(inputs["pixel_values"][at : at + own.count("image")])
@@ -257,7 +237,7 @@ def test_crop_reset_and_copies() -> None:
         assert torch.equal(model(input_ids=turn, past_key_values=copy.deepcopy(cache)).logits, want)
         cache.crop(-2)
         got = model(input_ids=turn, past_key_values=cache).logits
-    hidden = {at: pruned_columns(inputs, own, IMAGE_TOKEN) for at, own in kept.items()}
+    hidden = hidden_columns(inputs, kept, IMAGE_TOKEN)
     whole = longer(shorter, torch.cat([shorter["input_ids"], turn], dim=1))
     length = whole["input_ids"].shape[1]
     hidden = padded({at: columns[:, :-2] for at, columns in hidden.items()}, length)
