@@ -4,6 +4,7 @@ hidden, and each layer's cache, mask and positions are its own."""
 from __future__ import annotations
 
 import copy
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from reference import (
     staged_forward,
 )
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
+from topv.methods import Evidence
 from topv.models import family_of
 from topv.probe.reference import extended, masked_logits
 
@@ -120,6 +122,25 @@ def test_each_stage_keeps_what_is_attended_to_most(padding: str) -> None:
             left[number] = set(stays)
 
 
+class Least(topv.PyramidDrop):
+    """Keeps what is attended to least: dropped tokens, to which nothing is paid, must not come back."""
+
+    def score(self, evidence: Evidence, count: int) -> torch.Tensor:
+        return -super().score(evidence, count)
+
+
+def test_what_was_dropped_stays_away() -> None:
+    model, inputs = shared_llava(LAYERS), prompt(BATCH)
+    with topv.prune(model, Least(keep=0.4)) as pruning, torch.no_grad():
+        out = model(**inputs, position_ids=positions(inputs["attention_mask"]))
+        by_layer = list(pruning.kept_by_layer.values())
+    for earlier, later in itertools.pairwise(by_layer):
+        assert all(set(b.tolist()) < set(a.tolist()) for a, b in zip(earlier, later, strict=True) if len(a))
+    hidden = hidden_columns(inputs, pruning.kept_by_layer, IMAGE_TOKEN)
+    stays = inputs["attention_mask"].bool() & ~hidden[pruning.layers[-1]]
+    assert relative_error(out.logits[stays], staged_forward(model, inputs, hidden).logits[stays]) <= 1e-5
+
+
 @pytest.mark.parametrize("words", [9, 150])
 def test_raters_rate(words: int) -> None:
     """SparseVLM's choice at every pruning layer, computed again from the masked model."""
@@ -143,10 +164,27 @@ def test_raters_rate(words: int) -> None:
         assert left == kept[layer]
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "qwen3_vl", "llava_next", "internvl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "cohere2_vision", "qwen3_vl", "llava_next", "internvl"])
 @pytest.mark.parametrize("method", [topv.PyramidDrop(keep=0.4), topv.SparseVLM(keep=0.4, layer=1)], ids=repr)
 def test_families(name: str, method: topv.Method) -> None:
     """M-RoPE, masks by layer type with windows, features added between layers, tiles."""
+    check_family(name, method)
+
+
+def test_borrowed_keys() -> None:
+    """Gemma 4's last layers attend to keys of earlier ones, which see more columns than they do."""
+    check_family("gemma4", topv.PyramidDrop(keep=0.4, stages=3, layer=1))
+    tiny = bench("gemma4")
+    with (
+        topv.prune(tiny.model, topv.PyramidDrop(keep=0.4)),
+        torch.no_grad(),
+        pytest.raises(topv.UnsupportedError, match="does not hand its keys"),
+    ):
+        tiny.model(**tiny.prompt([[7, "image", 6]]))
+
+
+def check_family(name: str, method: topv.Method) -> None:
+    """Generation is the masked model's."""
     tiny = bench(name)
     family, inputs = family_of(tiny.model), tiny.prompt([[7, "image", 6]])
     with torch.no_grad(), topv.prune(tiny.model, method) as pruning:
