@@ -183,6 +183,19 @@ def test_borrowed_keys() -> None:
         tiny.model(**tiny.prompt([[7, "image", 6]]))
 
 
+def test_a_mixed_cache_answers_in_prompt_columns() -> None:
+    """Whichever layer a decoder of several kinds asks, and however short that layer is."""
+    tiny = bench("cohere2_vision")
+    inputs = tiny.prompt([[7, "image", 6]])
+    with topv.prune(tiny.model, topv.PyramidDrop(keep=0.4)) as pruning, torch.no_grad():
+        cache = tiny.model(**inputs, use_cache=True).past_key_values
+    whole = inputs["input_ids"].shape[1]
+    held = [layer.keys.shape[2] for layer in cache.layers]
+    assert len({*held[pruning.layer :]}) > 1
+    assert [cache.get_seq_length(index) for index in range(len(held))] == [whole] * len(held)
+    assert cache.get_mask_sizes(1, 3) == (whole + 1, 0)
+
+
 def check_family(name: str, method: topv.Method) -> None:
     """Generation is the masked model's."""
     tiny = bench(name)
