@@ -28,9 +28,24 @@ def test_tables_and_answers_are_written(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["topv eps=0.2@0.5"]["counting"][0]["kept_tokens"] < 144
 
 
+def test_methods_with_several_pruning_layers(tmp_path: Path) -> None:
+    out, answers = tmp_path / "results.md", tmp_path / "answers.json"
+    command = ["eval", "--questions", "2", "--tasks", "counting", "--methods", "pyramiddrop:layer=2,sparsevlm,fastv"]
+    assert main([*command, "--reductions", "0.5", "--out", str(out), "--json", str(answers)]) == 0
+    text, found = out.read_text(), json.loads(answers.read_text())["answers"]
+    for label in ("pyramiddrop layer=2", "sparsevlm"):
+        ran = found[f"{label}@0.5"]["counting"]
+        assert all(abs(answer["visual_flops_reduction"] - 0.5) < 0.002 for answer in ran)
+        assert f"| {label} | 144 -> {ran[0]['kept_tokens']} over several layers | -" in text
+        # They keep no one share of the tokens, and so stay out of the foreground table.
+        assert text.split("### Foreground kept")[1].count(f"| {label} |") == 0
+    assert "| fastv |" in text.split("### Foreground kept")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--methods", "pyramiddrop", "--reductions", "0.9"], "prune from an earlier layer"),
         (["--tasks", "countin"], "Did you mean 'counting'"),
         (["--methods", "topw"], "Did you mean 'topv'"),
         (["--reductions", "0.99"], "out of reach"),

@@ -52,7 +52,7 @@ def decode(model: Any, inputs: dict[str, torch.Tensor], *, compiled: bool) -> St
     torch._dynamo.reset()
     counters.clear()
     call = torch.compile(model, backend="eager") if compiled else model
-    cache = StaticCache(config=model.config.text_config, max_cache_len=64)
+    cache = StaticCache(config=model.config.text_config, max_cache_len=96)
     steps = Steps([], 0, [])
     with torch.no_grad():
         token = model(**inputs, past_key_values=cache).logits[:, -1:].argmax(-1)
@@ -84,6 +84,19 @@ def test_compiled_decode_steps_are_exact(decoded: dict[str, Steps]) -> None:
 
 
 @pytest.mark.slow
+def test_compiled_steps_behind_several_pruning_layers() -> None:
+    model, inputs = tiny_llava(layers=4), prompt([[3, "image", 4], [2, "image", 1, "image", 3]])
+    with topv.prune(model, topv.PyramidDrop(keep=0.4)) as pruning:
+        plain = decode(model, inputs, compiled=False)
+        kept = [len(own[1]) for own in pruning.kept_by_layer.values()]
+        compiled = decode(model, inputs, compiled=True)
+    assert kept == sorted(set(kept), reverse=True)
+    assert len(kept) == 3
+    assert compiled.breaks == 0
+    for got, want in zip(compiled.logits, plain.logits, strict=True):
+        assert relative_error(got, want) <= 1e-5
+
+
 def test_no_graph_break_in_a_decode_step(decoded: dict[str, Steps]) -> None:
     assert decoded["compiled"].breaks == decoded["unpruned"].breaks
 

@@ -57,7 +57,7 @@ def test_configurations_save_what_was_asked_for(reduction: float) -> None:
             kept = 0
         else:
             assert method.goal == ("visual_flops", reduction)
-            (kept,) = kept_counts(family, method, layer, [TOKENS], TOKENS)
+            ((kept,),) = kept_counts(family, method, (layer,), [TOKENS], TOKENS)
         full = family.visual_flops(0, TOKENS)
         spent = (layer * full + (5 - layer) * family.visual_flops(0, kept)) / (5 * full)
         # VTW can only choose among five layers, the others among 36 budgets.

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]
 METHODS = [topv.TopV(keep=0.5), topv.FastV(keep=0.25), topv.VTW(), topv.Random(keep=0.3), topv.MeanCost(keep=0.5)]
+STAGED = [topv.PyramidDrop(keep=0.4), topv.SparseVLM(keep=0.4, layer=1)]
 
 
 def on_gpu(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -36,6 +37,21 @@ def test_forward_equals_masked_model_on_the_cpu(backend: str, method: topv.Metho
     assert relative_error(got[stays], want[stays]) <= 1e-4
 
 
+@pytest.mark.parametrize("method", [*STAGED, topv.TopV(mass=0.6)])
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_what_the_cpu_chooses(backend: str, method: topv.Method) -> None:
+    inputs, found = prompt(BATCH), []
+    place = positions(inputs["attention_mask"])
+    for model, call in ((tiny_llava(backend=backend), inputs), (tiny_llava(backend=backend).cuda(), on_gpu(inputs))):
+        with topv.prune(model, method) as pruning, torch.no_grad():
+            logits = model(**call, position_ids=place.to(model.device)).logits.cpu()
+        found.append((logits, pruning.kept_by_layer))
+    (want, want_kept), (got, kept) = found
+    assert all(torch.equal(a, b) for at in want_kept for a, b in zip(kept[at], want_kept[at], strict=True))
+    assert torch.equal(got.isnan(), want.isnan())
+    assert relative_error(got.nan_to_num(), want.nan_to_num()) <= 1e-4
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_flash_attention_generates_what_sdpa_does(method: topv.Method) -> None:
     if not is_flash_attn_2_available():
@@ -49,7 +65,7 @@ def test_flash_attention_generates_what_sdpa_does(method: topv.Method) -> None:
     assert relative_error(answers[1], answers[0]) <= 5e-2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *STAGED])
 def test_layers_never_wait_for_the_device(method: topv.Method) -> None:
     """From the first decoder layer to the last, nothing synchronises: the layout was read before any of them ran."""
     model = tiny_llava().cuda()

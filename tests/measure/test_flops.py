@@ -16,7 +16,7 @@ from topv.errors import InputError, UnsupportedError
 from topv.measure import FlopsCount, count_decoder, count_flops
 from topv.models import family_of
 from topv.probe.recipes import recipes
-from topv.runtime.forward import Forward
+from topv.runtime.stage import Stage
 
 SAMPLES = [[3, "image", 4], [2, "image", 9], [7]]
 # LLaVA, tiles, windows with M-RoPE, deepstack, mixtures of experts (routed, all run, one for each modality), sliding
@@ -61,15 +61,15 @@ def counted_by_torch(model: Any, inputs: dict[str, Any], monkeypatch: pytest.Mon
         model.set_experts_implementation("eager")
     chosen = 0
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.linalg_solve_triangular: solves})
-    choose = Forward.choose
+    choose = Stage.choose
 
-    def apart(self: Forward, hidden_states: torch.Tensor) -> None:
+    def apart(self: Stage, hidden_states: torch.Tensor) -> None:
         nonlocal chosen
         before = counter.get_total_flops()
         choose(self, hidden_states)
         chosen += counter.get_total_flops() - before
 
-    monkeypatch.setattr(Forward, "choose", apart)
+    monkeypatch.setattr(Stage, "choose", apart)
     with counter, torch.no_grad():
         model(**inputs, use_cache=False)
     return int(counter.get_total_flops()) - chosen

@@ -101,3 +101,18 @@ def test_second_turn_with_a_new_image_sees_the_cache(model: Any) -> None:
     want = masked_forward(shared_llava(5, "eager"), whole, hidden, 2).logits[:, -turn["input_ids"].shape[1] :]
     stays = ~hidden[:, -turn["input_ids"].shape[1] :]
     assert relative_error(got[stays], want[stays]) <= 1e-5
+
+
+@pytest.mark.parametrize("method", [topv.PyramidDrop(keep=0.4), topv.SparseVLM(keep=0.5, layer=1)])
+def test_several_pruning_layers(model: Any, method: topv.Method) -> None:
+    """What is chosen, and every logit, is what eager attention makes of it."""
+    inputs, found = prompt(BATCH), []
+    settings = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    for each in (model, shared_llava(5, "eager")):
+        with topv.prune(each, method) as pruning:
+            out = each.generate(**inputs, **settings)
+        found.append((pruning.kept_by_layer, torch.stack(out.logits, 1)))
+    (kept, got), (want_kept, want) = found
+    assert len(kept) == 3
+    assert all(torch.equal(a, b) for at in kept for a, b in zip(kept[at], want_kept[at], strict=True))
+    assert relative_error(got, want) <= 1e-5

@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import topv
-from reference import generated_reference, masked_forward, positions, pruned_columns, relative_error
+from reference import generated_reference, hidden_columns, positions, relative_error, staged_forward
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
 
 keeps = st.one_of(st.floats(0.01, 1.0), st.integers(1, TOKENS))
 layers = st.integers(1, 4)
+budgets = st.sampled_from(["grid", "image", "sample"])
 targets = st.sampled_from(["pre_norm", "attention", "post_norm", "mlp"])
 costs = {
     "alpha": st.floats(0.1, 2),
@@ -45,6 +46,15 @@ methods = st.one_of(
     st.builds(topv.VisionZip, keep=keeps, layer=layers, contextual=st.floats(0, 0.9)),
     st.builds(topv.FastV, keep=keeps, layer=layers, attention=st.sampled_from(["row", "full"])),
     st.builds(topv.VTW, layer=layers),
+    st.builds(topv.PyramidDrop, keep=keeps, layer=layers, stages=st.integers(2, 6), budget=budgets),
+    st.builds(topv.SparseVLM, keep=keeps, layer=layers, budget=budgets),
+    st.builds(
+        topv.TopV,
+        mass=st.floats(0.01, 1),
+        layer=layers,
+        importance=st.sampled_from(["demand", "potential", "relaxed"]),
+        budget=budgets,
+    ),
     st.builds(topv.Random, keep=keeps, layer=layers, seed=st.integers(0, 9)),
     st.builds(topv.Uniform, keep=keeps, layer=layers),
 )
@@ -83,8 +93,9 @@ def test_forward(method: topv.Method, batch: Any, padding: str, backend: str, se
     real = inputs["attention_mask"].bool()
     with topv.prune(model, method) as pruning, torch.no_grad():
         got = model(**inputs, position_ids=positions(real)).logits
-    hidden = pruned_columns(inputs, pruning.kept_positions, IMAGE_TOKEN)
-    want = masked_forward(model, inputs, hidden, pruning.layer).logits
+    by_layer = hidden_columns(inputs, pruning.kept_by_layer, IMAGE_TOKEN)
+    want = staged_forward(model, inputs, by_layer).logits
+    hidden = by_layer[pruning.layers[-1]]
     stays = real & ~hidden
     assert relative_error(got[stays], want[stays]) <= 1e-5
     assert got[hidden].isnan().all()
@@ -109,5 +120,5 @@ def test_generation(method: topv.Method, batch: Any, backend: str, seed: int, st
             return_dict_in_generate=True,
             output_logits=True,
         )
-    want = generated_reference(model, inputs, out.sequences, positions=pruning.kept_positions, layer=pruning.layer)
+    want = generated_reference(model, inputs, out.sequences, by_layer=pruning.kept_by_layer)
     assert relative_error(torch.stack(out.logits, 1), want) <= 1e-5

@@ -68,11 +68,11 @@ def test_the_nearest_count_is_found(name: str, layer: int) -> None:
             # From there on every layer borrows its keys.
             assert (name, goal, layer) == ("gemma4", "kv_share", 3)
             with pytest.raises(InputError, match="the minimum"):
-                kept_counts(of, topv.Random(kv_share=0.9), layer, [tokens], columns)
+                kept_counts(of, topv.Random(kv_share=0.9), (layer,), [tokens], columns)
             continue
         for step in range(12):
             wanted = min(max(reach[0] + (reach[1] - reach[0]) * step / 11, reach[0] + 1e-9), reach[1] - 1e-9)
-            (kept,) = kept_counts(of, topv.Random(**{goal: wanted}), layer, [tokens], columns)
+            ((kept,),) = kept_counts(of, topv.Random(**{goal: wanted}), (layer,), [tokens], columns)
             gaps = {k: abs(share(k) - wanted) for k in range(1, tokens + 1)}
             assert gaps[kept] == pytest.approx(min(gaps.values()), abs=1e-12)
 
@@ -81,7 +81,7 @@ def test_the_nearest_count_is_found(name: str, layer: int) -> None:
 @pytest.mark.parametrize("wanted", [0.0, 0.1, 0.33, 0.5, 0.59])
 def test_every_budget_gets_the_same_ratio(sizes: list[int], wanted: float) -> None:
     of, tokens = family_of(shared_llava()), sum(sizes)
-    counts = kept_counts(of, topv.TopV(visual_flops=wanted), 1, sizes, tokens + 8)
+    counts = [k for (k,) in kept_counts(of, topv.TopV(visual_flops=wanted), (1,), sizes, tokens + 8)]
     # Every way to round a common ratio, over a grid of ratios finer than any budget.
     ways = {tuple(keep_count(n, k / 4_000) for n in sizes) for k in range(1, 4_001)}
     assert tuple(counts) in ways
@@ -95,9 +95,9 @@ def test_a_tie_keeps_more() -> None:
     assert layer_for_reduction(of, TOKENS, 0.375) == 3
     assert layer_for_reduction(of, TOKENS, 0.376) == 2
     # In KV numbers a token is worth as much wherever it stands: midway between two counts, exactly.
-    one = prefill_cost(of, "kv_share", 2, tokens=32, columns=32)
-    midway = float((one.share(16) + one.share(15)) / 2)
-    assert kept_counts(of, topv.TopV(kv_share=midway), 2, [32], 32) == [16]
+    one = prefill_cost(of, "kv_share", (2,), tokens=32, columns=32)
+    midway = float((one.share((16,)) + one.share((15,))) / 2)
+    assert kept_counts(of, topv.TopV(kv_share=midway), (2,), [32], 32) == [(16,)]
 
 
 @pytest.mark.parametrize("target", [0.0, 0.2, 0.45, 0.5, 0.79])

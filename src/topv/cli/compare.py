@@ -26,12 +26,12 @@ examples:
   topv compare --image photo.jpg --prompt "What is written?" --prompt "How many people are there?"
   topv compare --methods none,topv:keep=64,topv:keep=64,importance=potential --no-timing --json
 
-methods: none topv fastv vtw meancost uniform random facilitylocation divprune visionzip cdpruner,
-  with settings after a colon: topv:keep=0.25,layer=2.
+methods: none topv fastv vtw meancost uniform random facilitylocation divprune visionzip cdpruner
+  pyramiddrop sparsevlm, with settings after a colon: topv:keep=0.25,layer=2.
   A wrong setting lists the valid ones; keep and layer set there go before --keep and --layer.
 
 what the numbers mean:
-  visual tokens   in the prompt -> left from the method's pruning layer on
+  visual tokens   in the prompt -> left from the method's (last) pruning layer on
   FLOPs saved     share of the decoder's work on visual tokens that was not done, from the shapes that ran
   KV cache        bytes of keys and values after the prefill
   prefill,        time as a ratio to the unpruned model: 0.60 takes 60 % of its time. In brackets the interval that

@@ -217,10 +217,12 @@ def _foreground(
 ) -> str:
     from ..evaluate import foreground_shares, foreground_table, readings
     from ..methods import VTW
+    from ..methods.staged import StagedMethod
     from .console import progress
 
     one_each = list({example.scene: example for example in examples}.values())
-    ranked = [(label, method) for label, method in readings(methods) if not isinstance(method, VTW)]
+    # These keep no one share of the tokens.
+    ranked = [(label, method) for label, method in readings(methods) if not isinstance(method, VTW | StagedMethod)]
     shares: dict[str, dict[float, tuple[list[float], list[int]]]] = {}
     with progress("foreground kept", total=len(ranked) * len(_KEEPS) * len(one_each)) as advance:
         for label, method in ranked:

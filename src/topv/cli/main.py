@@ -54,6 +54,8 @@ methods:
   divprune          a set of tokens far from one another, before the decoder (arXiv 2503.02175)
   visionzip         ranks tokens by the vision tower's attention, before the decoder (arXiv 2412.04467)
   cdpruner          a diverse set given the prompt, before the decoder (arXiv 2506.10967)
+  pyramiddrop       as fastv, but a share leaves at each of several layers (arXiv 2410.17247)
+  sparsevlm         ranks by the attention of relevant text tokens, at several layers (arXiv 2410.04417)
 
 the same from Python:
   model, processor = topv.load_mini()

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..methods import METHODS, Method
-from ..methods.base import BUDGETS
+from ..methods.base import BUDGETS, GOALS
 from ..methods.settings import UNPRUNED, build_method, method_class, read_settings, setting_types
 
 __all__ = ["UNPRUNED", "MethodSpec", "parse_methods"]
@@ -62,7 +62,7 @@ def parse_methods(
     Raises:
         InputError: for unknown names and settings, values that do not fit, and repetitions.
     """
-    options = dict(zip(BUDGETS, (keep, visual_flops, kv_share), strict=True))
+    options = dict(zip(("keep", *GOALS), (keep, visual_flops, kv_share), strict=True))
     given = [name for name, values in options.items() if values]
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)

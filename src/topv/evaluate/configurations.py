@@ -58,7 +58,7 @@ def at_equal_reductions(
             else:
                 set_to = method.with_budget(visual_flops=reduction)
                 # Before the first question rather than at it.
-                kept_counts(family, set_to, method.pruning_layer(len(family.layers)), grids, sum(grids))
+                kept_counts(family, set_to, set_to.pruning_layers(len(family.layers)), grids, sum(grids))
             configurations.append(Configuration(label, reduction, set_to))
     return configurations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..methods.staged import StagedMethod
 from .configurations import Configuration
 from .runner import Answer
 from .statistics import Interval, macro_interval
@@ -150,7 +151,10 @@ def _row(
         budget, saved, difference = str(every[0].visual_tokens), "", ""
     else:
         kept = f"{every[0].visual_tokens} -> {every[0].kept_tokens}"
-        layer = None if configuration.method is None else configuration.method.layer
+        method = configuration.method
+        layer = None if method is None else method.layer
+        if isinstance(method, StagedMethod):
+            kept, layer = f"{kept} over several layers", None
         budget = kept if layer is None else f"{kept} from layer {layer}" if layer else f"{kept} before the decoder"
         saved = f"-{100 * sum(a.visual_flops_reduction for a in every) / len(every):.1f} %"
         difference = _signed(macro_interval(_paired(answers, base)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -78,9 +79,9 @@ def count_decoder(
     *,
     visual: int | Sequence[int],
     columns: int,
-    layer: int | None = None,
-    kept: int | Sequence[int] | None = None,
-    short: int | None = None,
+    layer: int | Sequence[int] | None = None,
+    kept: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    short: int | Sequence[int] | None = None,
     logits: int | None = None,
 ) -> FlopsCount:
     """Count a prefill's decoder layers and head from lengths alone; nothing runs.
@@ -89,10 +90,11 @@ def count_decoder(
         model: the vision-language model.
         visual: visual tokens of each sample of the batch (an int: of the only one).
         columns: padded length T of the batch.
-        layer: number of decoder layers that see every token; None for the unpruned prefill.
-        kept: visual tokens of each sample that stay from `layer` on.
-        short: padded length from `layer` on; by default what is left of the longest of samples that were as long as
-            `columns`.
+        layer: number of decoder layers that see every token, or several pruning layers, ascending; None for the
+            unpruned prefill.
+        kept: visual tokens of each sample that stay from `layer` on; with several pruning layers for each of them.
+        short: padded length from `layer` on, or from each of several; by default what is left of the longest of
+            samples that were as long as `columns`.
         logits: positions of each sample that the head runs on; all of them (None) by default.
 
     Raises:
@@ -101,24 +103,32 @@ def count_decoder(
     """
     family = family_of(model)
     before = [visual] if isinstance(visual, int) else list(visual)
-    after = before if kept is None else [kept] if isinstance(kept, int) else list(kept)
     depth = len(family.layers)
     if (layer is None) != (kept is None):
         raise InputError(
             f"layer={layer} and kept={kept} belong together: give both, or neither for an unpruned prefill."
         )
-    if len(after) != len(before) or not all(0 <= k <= n <= columns for k, n in zip(after, before, strict=True)):
-        raise InputError(f"kept={kept} of visual={visual} tokens in {columns} columns: expected 0 <= kept <= visual.")
-    if layer is not None and not 0 <= layer < depth:
+    starts = () if layer is None else (layer,) if isinstance(layer, int) else tuple(layer)
+    given: Sequence[Any] = () if kept is None else [kept] if isinstance(layer, int) or isinstance(kept, int) else kept
+    stays = [_each(own) for own in given]
+    for after in (before, *stays):
+        if len(after) != len(before) or not all(0 <= k <= n <= columns for k, n in zip(after, before, strict=True)):
+            raise InputError(
+                f"kept={kept} of visual={visual} tokens in {columns} columns: expected 0 <= kept <= visual."
+            )
+    if any(not 0 <= start < depth for start in starts) or list(starts) != sorted(set(starts)):
         raise InputError(f"layer={layer}: expected 0 to {depth - 1} of {depth} layers.")
-    if short is None:
-        short = columns - min(n - k for k, n in zip(after, before, strict=True))
-    start = depth if layer is None else layer
+    lengths = [columns - min(n - k for k, n in zip(after, before, strict=True)) for after in stays]
+    if short is not None:
+        lengths = _each(short)
+    if not len(starts) == len(stays) == len(lengths):
+        raise InputError(f"layer={layer}, kept={kept} and short={short} differ in how many pruning layers there are.")
+    stays, lengths = [before, *stays], [columns, *lengths]
     layers = []
     for index, flops in enumerate(family.layer_flops):
-        rows, length = (before, columns) if index < start else (after, short)
-        keys = columns if family.key_layer(index) < start else short
-        layers.append(sum((flops.count(n, length - n, keys=keys) for n in rows), LayerCount()))
+        stage = bisect_right(starts, index)
+        keys = lengths[bisect_right(starts, family.key_layer(index))]
+        layers.append(sum((flops.count(n, lengths[stage] - n, keys=keys) for n in stays[stage]), LayerCount()))
     # The head runs on hidden states that are back at full length.
     return FlopsCount(tuple(layers), head=_head(model) * len(before) * (columns if logits is None else logits))
 
@@ -157,20 +167,25 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Any], *, pruning: Pruning
     lengths: dict[str, Any] = {}
     if pruning is not None:
         columns, short = pruning.results.columns()
-        removed = [before - after for before, after in pruning.results.visual_tokens()]
-        # What fills a row up to the padded length are the last of its pruned tokens.
-        filled = [short - own for own in pruning.results.plan.row_lengths]
-        removed = [max(0, gone - slots) for gone, slots in zip(removed, filled, strict=True)]
-        if (len(removed), columns) != tuple(ids.shape):
+        tokens, kept = pruning.results.visual_tokens(), []
+        if (len(tokens), columns) != tuple(ids.shape):
             raise InputError(
-                f"the pruning's latest prefill was of {len(removed)} x {columns} tokens, and the inputs are "
+                f"the pruning's latest prefill was of {len(tokens)} x {columns} tokens, and the inputs are "
                 f"{ids.shape[0]} x {ids.shape[1]}. Run the model on these inputs first."
             )
-        kept = [n - gone for n, gone in zip(visual, removed, strict=True)]
-        lengths = {"layer": pruning.layer, "kept": kept, "short": short}
+        for stage, length in enumerate(short):
+            # What fills a row up to the padded length are the last of its pruned tokens.
+            filled = [length - own for own in pruning.results.plan.row_lengths[stage]]
+            gone = [max(0, n - after[stage] - slots) for (n, after), slots in zip(tokens, filled, strict=True)]
+            kept.append([n - lost for n, lost in zip(visual, gone, strict=True)])
+        lengths = {"layer": pruning.layers, "kept": kept, "short": short}
     decoder = count_decoder(model, visual=visual, columns=ids.shape[1], logits=logits, **lengths)
     before = _count_before(model, family, inputs)
     return FlopsCount(decoder.layers, before["vision"], before["projector"], before["other"], decoder.head)
+
+
+def _each(value: int | Sequence[int]) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
 
 
 def _head(model: Any) -> int:

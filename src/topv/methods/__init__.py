@@ -8,7 +8,9 @@ from .divprune import DivPrune
 from .facility_location import FacilityLocation
 from .fastv import FastV
 from .mean_cost import MeanCost
+from .pyramiddrop import PyramidDrop
 from .random import Random
+from .sparsevlm import SparseVLM
 from .topv import TopV
 from .uniform import Uniform
 from .visionzip import VisionZip
@@ -25,7 +27,9 @@ __all__ = [
     "FastV",
     "MeanCost",
     "Method",
+    "PyramidDrop",
     "Random",
+    "SparseVLM",
     "TopV",
     "Uniform",
     "VisionZip",
@@ -42,5 +46,7 @@ METHODS: dict[str, type[Method]] = {
     "divprune": DivPrune,
     "visionzip": VisionZip,
     "cdpruner": CDPruner,
+    "pyramiddrop": PyramidDrop,
+    "sparsevlm": SparseVLM,
 }
 """Every method by the name that the command line and tables use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ __all__ = ["BUDGETS", "GOALS", "TARGETS", "Evidence", "Method"]
 GOALS = ("visual_flops", "kv_share")
 """The settings that ask for a saving rather than for a number of tokens."""
 
-BUDGETS = ("keep", *GOALS)
+BUDGETS = ("keep", *GOALS, "mass")
 """The settings that decide how many tokens stay. Each method takes one of them."""
 
 TARGETS = ("pre_norm", "attention", "post_norm", "mlp")
@@ -38,8 +39,8 @@ class Evidence:
         source: (G, N, D) visual tokens entering layer `layer - 1` (entering the decoder, where `layer` is 0), in the
             model's dtype, or None if not asked for.
         target: (G, N, D) the same tokens at the method's target position in that layer, or None.
-        attention: float32 (G, N), the attention that the last prompt token pays to each visual token in that
-            layer, averaged over heads, or None.
+        attention: float32 (G, N), the attention that the last prompt token, or the method's raters, pay to each visual
+            token in that layer, averaged over heads, or None. 0 for tokens that an earlier pruning layer has dropped.
         encoder_source: (G, N, D') what enters the block of the vision tower whose output becomes visual tokens, pooled
             as the model pools its patches into tokens, or None.
         encoder_target: (G, N, D') the same at the method's target position in that block, or None.
@@ -80,9 +81,13 @@ class Method:
         visual_flops: target instead of `keep`: the share in [0, 1) of each sample's visual FLOPs to save. The runtime
             gives every budget of the sample the same ratio, the one whose saving is nearest.
         kv_share: target instead of `keep`: the share in (0, 1] of each sample's KV bytes, text included, to leave.
+        mass: instead of `keep`: the share in (0, 1] of importance to keep (`topv.selection.mass_counts`). How many
+            tokens hold it depends on the picture, so the prefill waits once for the device to say so. For methods
+            with `has_mass`.
 
     Raises:
-        ValueError: when a setting is out of range, or more than one of `keep`, `visual_flops`, `kv_share` is given.
+        ValueError: when a setting is out of range, more than one of `keep`, `visual_flops`, `kv_share`, `mass` is
+            given, or `mass` to a method without.
         TypeError: when `keep` or a target is not a number.
     """
 
@@ -92,6 +97,7 @@ class Method:
     compact_early_layers: bool = False
     visual_flops: float | None = None
     kv_share: float | None = None
+    mass: float | None = None
 
     has_importance: ClassVar[bool] = True
     """Whether the scores say how important each token is (False for random or purely positional choices)."""
@@ -110,10 +116,16 @@ class Method:
                 f"{settings}: each decides how many tokens stay, so give one of them. To change the budget of a method "
                 "use its `with_budget`."
             )
-        for name, share in zip(GOALS, (self.visual_flops, self.kv_share), strict=True):
+        for name in BUDGETS[1:]:
+            share = getattr(self, name)
             if share is not None:
                 object.__setattr__(self, name, _validate_share(name, share))
-        if self.goal is None:
+        if self.mass is not None and not self.has_mass:
+            raise ValueError(
+                f"mass={self.mass!r} needs importance that is given to every token by itself, without recovery; "
+                f"{type(self).__name__} with these settings has none. Use TopV, MeanCost or FastV with recovery=0."
+            )
+        if self.goal is None and self.mass is None:
             object.__setattr__(self, "keep", validate_keep(0.5 if self.keep is None else self.keep))
         if self.layer is not None and not _is_count(self.layer):
             raise ValueError(
@@ -140,7 +152,7 @@ class Method:
 
     @property
     def goal(self) -> tuple[str, float] | None:
-        """The target that decides how many tokens stay, by name and share; None where `keep` does."""
+        """The target that decides how many tokens stay, by name and share; None where `keep` or `mass` does."""
         for name in GOALS:
             share: float | None = getattr(self, name)
             if share is not None:
@@ -148,10 +160,21 @@ class Method:
         return None
 
     def with_budget(
-        self, *, keep: float | int | None = None, visual_flops: float | None = None, kv_share: float | None = None
+        self,
+        *,
+        keep: float | int | None = None,
+        visual_flops: float | None = None,
+        kv_share: float | None = None,
+        mass: float | None = None,
     ) -> Self:
         """The same method with another budget or target, in place of its own."""
-        return replace(self, keep=keep, visual_flops=visual_flops, kv_share=kv_share)
+        return replace(self, keep=keep, visual_flops=visual_flops, kv_share=kv_share, mass=mass)
+
+    @property
+    def has_mass(self) -> bool:
+        """Whether `mass` may decide how many tokens stay: scores must not depend on how many, and all kept tokens be
+        those of highest score."""
+        return False
 
     @property
     def name(self) -> str:
@@ -160,8 +183,9 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The evidence to read: "source", "text", one of `TARGETS`, "attention_row" or "attention_map"; and of the
-        vision tower "encoder_source", "encoder_" and one of `TARGETS`, or "encoder_weights"."""
+        """The evidence to read: "source", "text", one of `TARGETS`, "attention_row" (of the last prompt token),
+        "attention_map" (the same, cut from the whole map) or "attention_raters" (of the text tokens by `raters`); and
+        of the vision tower "encoder_source", "encoder_" and one of `TARGETS`, or "encoder_weights"."""
         return frozenset()
 
     @property
@@ -180,7 +204,7 @@ class Method:
         Raises:
             ValueError: when the decoder has no layer of that index.
         """
-        layer = depth // 2 if self.layer is None else self.layer
+        layer = self.default_layer(depth) if self.layer is None else self.layer
         first = 0 if self.can_precede_decoder else 1
         if not first <= layer < depth:
             raise ValueError(
@@ -189,14 +213,46 @@ class Method:
             )
         return layer
 
+    def default_layer(self, depth: int) -> int:
+        """What `layer` stands for where it is None."""
+        return depth // 2
+
+    def pruning_layers(self, depth: int) -> tuple[int, ...]:
+        """The layers from which on the sequence is shorter than before, ascending: `pruning_layer`, or several.
+
+        Raises:
+            ValueError: when the decoder has no layer of the first's index.
+        """
+        return (self.pruning_layer(depth),)
+
+    def shares(self, ratio: Fraction, stages: int) -> tuple[Fraction, ...]:
+        """The share of the tokens that stays from each of `stages` pruning layers on, for a ratio in (0, 1].
+
+        None is above the one before, none falls as the ratio rises, and at 1 all are 1. One alone is the ratio.
+        """
+        return (ratio,)
+
+    def raters(
+        self, visual: torch.Tensor, visual_mask: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """How much the attention of each text token counts: float32 (B, M), summing to 1 in each row.
+
+        Args:
+            visual: (B, V, D), each sample's visual tokens where they enter the decoder, padded on the left with zeros.
+            visual_mask: BoolTensor (B, V), false at padding.
+            text: (B, M, D), the text tokens that may count, padded likewise.
+            text_mask: BoolTensor (B, M); at least one is true in each row.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define raters().")
+
     def count(self, tokens: int) -> int:
         """How many of the `tokens` tokens that share a budget stay, recovered ones included.
 
         Raises:
-            ValueError: when a target decides, which takes the model and the whole prompt to resolve.
+            ValueError: when something else than `keep` decides, which takes the model and the whole prompt to resolve.
         """
         if self.keep is None:
-            raise ValueError(f"{self!r} sets a target, so how many tokens stay depends on the model and the prompt.")
+            raise ValueError(f"{self!r} sets no count, so how many tokens stay depends on the model and the prompt.")
         return keep_count(tokens, self.keep)
 
     def recovered(self, count: int, tokens: int) -> int:
@@ -216,6 +272,8 @@ def _validate_share(name: str, share: Any) -> float:
         raise ValueError(f"visual_flops={share!r} must be in [0, 1): the share of visual FLOPs to save, such as 0.5.")
     if name == "kv_share" and not 0 < share <= 1:
         raise ValueError(f"kv_share={share!r} must be in (0, 1]: the share of KV bytes to leave, such as 0.6.")
+    if name == "mass" and not 0 < share <= 1:
+        raise ValueError(f"mass={share!r} must be in (0, 1]: the share of importance to keep, such as 0.9.")
     return share
 
 

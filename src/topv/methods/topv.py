@@ -78,6 +78,10 @@ class TopV(CostMethod):
             recovery=0.25,
         )
 
+    @property
+    def has_mass(self) -> bool:
+        return self.recovery == 0
+
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         source, target = self.problem(evidence)
         weights = self.target_weights(evidence)

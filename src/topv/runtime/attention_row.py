@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,23 @@ from ..errors import UnsupportedError
 from .masks import visible
 from .record import mask_sizes
 
-__all__ = ["KeyTap", "attention_to_tokens", "call_eagerly", "run_eagerly"]
+__all__ = ["KeyTap", "Raters", "attention_to_tokens", "call_eagerly", "run_eagerly"]
+
+_ROWS_AT_ONCE = 64
+"""Of so many queries the attention weights are held at once."""
+
+
+@dataclass(frozen=True)
+class Raters:
+    """The tokens of each sample whose attention counts.
+
+    Attributes:
+        rows: LongTensor (B, R), where they are.
+        weights: float32 (B, R), how much each counts, 0 where there is none; None for one that counts whole.
+    """
+
+    rows: torch.Tensor
+    weights: torch.Tensor | None = None
 
 
 class KeyTap:
@@ -46,7 +63,7 @@ class _Replay:
 
     Args:
         keys, values: the states.
-        before: columns before each sample's first query.
+        before: columns before each query.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, before: torch.Tensor) -> None:
@@ -54,16 +71,17 @@ class _Replay:
         self._before = before
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before the first query, for layers that scale queries by their place.
+        """Columns before the queries, for layers that scale queries by their place.
 
         Raises:
-            UnsupportedError: when samples differ in it.
+            UnsupportedError: when queries differ in it.
         """
         first, last = int(self._before.min()), int(self._before.max())
         if first != last:
             raise UnsupportedError(
-                "the prompts of this batch end in different columns, and this model scales queries by their column, "
-                "so their attention cannot be read at once. Pad the batch on the left."
+                "the tokens whose attention is wanted are in different columns, and this model scales queries by "
+                "their column, so it cannot be read at once. Pad the batch on the left, and use a method that reads "
+                "one token's attention."
             )
         return first
 
@@ -90,23 +108,23 @@ def attention_to_tokens(
     arguments: dict[str, Any],
     tap: KeyTap,
     *,
-    last: torch.Tensor,
+    raters: Raters,
     past: int,
     mask: torch.Tensor | None,
     whole_map: bool,
 ) -> torch.Tensor:
-    """How much the last prompt token of each sample attends to every key: float32 (B, keys), mean over heads.
+    """How much the raters of each sample attend to every key: float32 (B, keys), their weighted sum, mean over heads.
 
     The layer's own attention module computes it, so that its rotary embedding, norms and scaling are the model's;
-    the query is the last token alone, and the keys are those the layer just used.
+    the queries are the raters alone, and the keys are those the layer just used.
 
     Args:
         attention: the attention module, which has just run.
         arguments: the arguments it ran with.
         tap: the keys and values it ran with.
-        last: LongTensor (B,), the column of each sample's last real token.
-        past: columns that were in the KV cache before.
-        mask: the forward's attention mask: None, (B, keys) or (B, 1, queries, keys).
+        raters: the tokens that count, by their places among the module's queries.
+        past: keys that were in the KV cache before.
+        mask: the module's attention mask: None, (B, keys) or (B, 1, queries, keys).
         whole_map: compute the full (queries, keys) map and take its row, as FastV was published.
 
     Raises:
@@ -114,22 +132,29 @@ def attention_to_tokens(
     """
     if tap.keys is None or tap.values is None or "config" not in attention.__dict__:
         raise UnsupportedError(
-            f"{type(attention).__name__} does not hand its keys to a KV cache in the way topv can read, so FastV has "
+            f"{type(attention).__name__} does not hand its keys to a KV cache in the way topv can read, so there are "
             "no attention weights to rank by. Use a method that needs none, such as TopV."
         )
     hidden = arguments["hidden_states"]
     batch, length = hidden.shape[:2]
-    rows = last.to(hidden.device, non_blocking=True)
     width = tap.keys.shape[-2]
-    queries = torch.arange(length, device=hidden.device).expand(batch, -1) if whole_map else rows.unsqueeze(1)
-    call = dict(arguments)
-    if not whole_map:
-        call = {name: _take_rows(value, rows, batch, length) for name, value in arguments.items()}
-    before = torch.zeros_like(last) if whole_map else last
-    call["past_key_values"] = _Replay(tap.keys, tap.values, before + past)
-    call["attention_mask"] = _additive_mask(hidden, mask, queries, past=past, width=width)
-    _, weights = call_eagerly(attention, call)
-    return _row_mean(attention, weights, rows if whole_map else torch.zeros_like(rows))
+    attended = torch.zeros((), device=hidden.device)
+    for first in range(0, raters.rows.shape[1], _ROWS_AT_ONCE):
+        some = slice(first, first + _ROWS_AT_ONCE)
+        rows = raters.rows[:, some].to(hidden.device, non_blocking=True)
+        queries = torch.arange(length, device=hidden.device).expand(batch, -1) if whole_map else rows
+        call = dict(arguments)
+        if not whole_map:
+            call = {name: _take_rows(value, rows, batch, length) for name, value in arguments.items()}
+        before = torch.zeros_like(raters.rows[:, :1]) if whole_map else raters.rows[:, some]
+        call["past_key_values"] = _Replay(tap.keys, tap.values, before + past)
+        call["attention_mask"] = _additive_mask(hidden, mask, queries, past=past, width=width)
+        _, weights = call_eagerly(attention, call)
+        if raters.weights is None:
+            return _row_mean(attention, weights, rows[:, 0] if whole_map else torch.zeros_like(rows[:, 0]))
+        counts = raters.weights[:, some].to(hidden.device).unsqueeze(2)
+        attended = attended + (weights.float().mean(1) * counts).sum(1)
+    return _over_all_heads(attention, attended)
 
 
 def run_eagerly(
@@ -201,11 +226,11 @@ def _over_all_heads(attention: nn.Module, mean: torch.Tensor) -> torch.Tensor:
 
 
 def _take_rows(value: Any, rows: torch.Tensor, batch: int, length: int) -> Any:
-    """Keep one row per sample of every (batch or 1, length, ...) tensor inside `value`."""
+    """Keep `rows` (B, R) of each sample of every (batch or 1, length, ...) tensor inside `value`."""
     if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[1] == length:
         if value.shape[0] in (1, batch):
-            index = torch.arange(batch, device=value.device)
-            return value.expand(batch, *value.shape[1:])[index, rows.to(value.device)].unsqueeze(1)
+            index = torch.arange(batch, device=value.device).unsqueeze(1)
+            return value.expand(batch, *value.shape[1:])[index, rows.to(value.device)]
         return value
     if isinstance(value, tuple):
         return tuple(_take_rows(item, rows, batch, length) for item in value)

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .plan import PrefillPlan
 
-__all__ = ["Compaction", "compact", "gather_arguments", "stay_index"]
+__all__ = ["Choice", "Compaction", "compact", "gather_arguments", "stay_index"]
+
+
+@dataclass
+class Choice:
+    """The visual tokens that stay from one pruning layer on.
+
+    Attributes:
+        kept: for each bucket of the plan, LongTensor (G, K) of each group's kept tokens, ascending.
+        recovered: for each bucket, BoolTensor (G, K): which of them were recovered.
+        importance: for each bucket float32 (G, N), or None when the method has none or did not judge.
+    """
+
+    kept: list[torch.Tensor] = field(default_factory=list)
+    recovered: list[torch.Tensor] = field(default_factory=list)
+    importance: list[torch.Tensor | None] = field(default_factory=list)
+
+    def add(self, kept: torch.Tensor, recovered: torch.Tensor, importance: torch.Tensor | None) -> None:
+        """Add what was chosen in the next bucket."""
+        self.kept.append(kept)
+        self.recovered.append(recovered)
+        self.importance.append(importance)
+
+    @staticmethod
+    def everything(plan: PrefillPlan, device: torch.device) -> Choice:
+        """All tokens of every bucket."""
+        choice = Choice()
+        for bucket in plan.buckets:
+            kept = torch.arange(bucket.tokens, device=device).expand(len(bucket.groups), -1)
+            choice.add(kept, torch.zeros_like(kept, dtype=torch.bool), None)
+        return choice
 
 
 @dataclass(frozen=True)
@@ -73,23 +103,25 @@ class Compaction:
         return full.scatter(1, mover.index.unsqueeze(2).expand_as(tensor), tensor)
 
 
-def compact(plan: PrefillPlan, kept: list[torch.Tensor], device: torch.device) -> Compaction:
+def compact(plan: PrefillPlan, kept: list[torch.Tensor], device: torch.device, *, stage: int = 0) -> Compaction:
     """Build the map from what each bucket keeps, without waiting for the device.
 
     Args:
         plan: the prefill's plan.
         kept: for each bucket a LongTensor (G, K) on `device` of `sample * T + column`.
         device: where the hidden states are.
+        stage: how many pruning layers come before.
     """
     stays = plan.fixed.to(device, non_blocking=True)
     flat = stays.flatten().clone()
     for columns in kept:
         flat.index_fill_(0, columns.flatten(), True)
-    index = stay_index(flat.view_as(stays), plan.length)
+    length = plan.length(stage)
+    index = stay_index(flat.view_as(stays), length)
     valid = None
-    if plan.ragged:
-        lengths = torch.tensor(plan.row_lengths, device="cpu").unsqueeze(1)
-        valid = torch.arange(plan.length, device="cpu") >= plan.length - lengths
+    if plan.ragged(stage):
+        lengths = torch.tensor(plan.row_lengths[stage], device="cpu").unsqueeze(1)
+        valid = torch.arange(length, device="cpu") >= length - lengths
         valid = valid.to(device, non_blocking=True)
     return Compaction(index, valid, plan.layout.length)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers.cache_utils import StaticLayer
 from ..errors import UnsupportedError
 from ..methods import TARGETS, Method
 from ..models import Family
-from .compaction import Compaction
+from .compaction import Choice, Compaction
 from .forward import Forward
 from .traced_prefill import TracedPrefill
 from .wrappers import Wrapper
@@ -56,6 +56,8 @@ class CompiledPrefill:
             reason = (
                 f"{type(method).__name__} reads {', '.join(sorted(unread))}, which is read outside the decoder's layers"
             )
+        elif method.mass is not None:
+            reason = f"how many tokens stay depends on the picture with mass={method.mass!r}"
         elif "forward" in vars(decoder):
             reason = f"the forward of {type(decoder).__name__} is already wrapped"
         elif implementation not in ("eager", "sdpa"):
@@ -117,12 +119,14 @@ class CompiledPrefill:
         index, finite = traced.index, traced.finite
         if index is None or finite is None:
             raise UnsupportedError(f"the decoder ended before its layer {traced.layer}, where pruning was to begin.")
-        running.finite.expect(finite)
+        (stage,) = running.stages
+        stage.finite.expect(finite)
         # What a graph has returned it may overwrite when it runs again.
-        running.compaction = Compaction(index.clone(), traced.valid, traced.length)
-        running.outcome.kept = [kept.clone() for kept in traced.kept]
-        running.outcome.recovered = [flags.clone() for flags in traced.recovered]
-        running.outcome.importance = [None if scores is None else scores.clone() for scores in traced.importance]
+        stage.compaction = Compaction(index.clone(), traced.valid, traced.length)
+        choice = Choice()
+        for kept, recovered, importance in zip(traced.kept, traced.recovered, traced.importance, strict=True):
+            choice.add(kept.clone(), recovered.clone(), None if importance is None else importance.clone())
+        running.outcome.choices = [choice]
         running.outcome.element_size = states.element_size()
         for layer in range(len(self._family.layers)):
             if self._family.keeps_keys(layer):
@@ -134,9 +138,8 @@ class CompiledPrefill:
 def pruned_static_cache(
     family: Family,
     *,
-    layer: int,
+    lengths: Mapping[int, int],
     whole: int,
-    short: int,
     max_new_tokens: int,
     batch: int,
     dtype: torch.dtype,
@@ -146,9 +149,8 @@ def pruned_static_cache(
 
     Args:
         family: the model's parts.
-        layer: first layer that sees a shortened sequence.
+        lengths: by pruning layer, ascending, columns of the prompt as it is shortened from there on.
         whole: columns of the prompt.
-        short: columns of the shortened prompt.
         max_new_tokens: tokens to generate.
         batch: rows.
         dtype: of keys and values.
@@ -163,8 +165,9 @@ def pruned_static_cache(
             f"the decoder of {type(family.model).__name__} has layers with windows, states or shared keys, whose "
             "preallocated lengths are not topv's to choose. Use cache_implementation='static'."
         )
-    for index in range(layer, len(cache.layers)):
-        cache.layers[index] = StaticLayer(max_cache_len=short + max_new_tokens)
+    for layer, short in lengths.items():
+        for index in range(layer, len(cache.layers)):
+            cache.layers[index] = StaticLayer(max_cache_len=short + max_new_tokens)
     for held in cache.layers:
         # Before any graph is made: what a graph allocates has no fixed address.
         empty = torch.empty(batch, family.kv_heads, 0, family.head_dim, dtype=dtype, device=device)

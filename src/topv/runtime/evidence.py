@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,8 +11,12 @@ from torch import nn
 from ..errors import EvidenceError
 from ..layout import coordinates
 from ..methods import TARGETS, Evidence, Method
-from .attention_row import KeyTap, attention_to_tokens, run_eagerly
+from .attention_row import KeyTap, Raters, attention_to_tokens, run_eagerly
 from .plan import Bucket, PrefillPlan, Section
+from .raters import gather_marked, last_token
+
+if TYPE_CHECKING:
+    from .stage import Stage
 
 __all__ = ["EvidenceReader", "FiniteCheck"]
 
@@ -26,13 +30,21 @@ class EvidenceReader:
         plan: the prefill's plan.
         method: the method that will score the tokens.
         past: columns that were in the KV cache before.
+        number: how many pruning layers come before.
+        before: the stage that the layer is in, or None where it sees every column.
 
     Attributes:
         keys: the keys that the tapped attention module works with, while it runs.
+        raters: whose attention is read, by their columns.
         encoder: by kind of picture, then by name, what was read in the vision tower, a row for each placeholder.
     """
 
-    def __init__(self, plan: PrefillPlan, method: Method, past: int) -> None:
+    def __init__(
+        self, plan: PrefillPlan, method: Method, past: int, *, number: int = 0, before: Stage | None = None
+    ) -> None:
+        self._number = number
+        self._before = before
+        self.raters: Raters | None = None
         self._plan = plan
         self._method = method
         self._past = past
@@ -74,12 +86,7 @@ class EvidenceReader:
         text = plan.real.clone()
         for grid in plan.layout.grids:
             text[grid.sample, grid.columns] = False
-        most = int(text.sum(1).max())
-        index = text.to(torch.uint8).argsort(dim=1, stable=True)[:, text.shape[1] - most :]
-        mask = text.gather(1, index).to(hidden_states.device, non_blocking=True)
-        index = index.to(hidden_states.device, non_blocking=True).unsqueeze(2)
-        tokens = hidden_states.flatten(2).gather(1, index.expand(-1, -1, hidden_states.shape[2:].numel()))
-        return tokens.masked_fill(~mask.unsqueeze(2), 0.0), mask
+        return gather_marked(hidden_states, text)
 
     @torch.no_grad()
     def read_target(self, hidden_states: torch.Tensor, *, copy: bool) -> None:
@@ -93,38 +100,50 @@ class EvidenceReader:
 
     @torch.no_grad()
     def read_attention(self, attention: nn.Module, arguments: dict[str, Any], mask: torch.Tensor | None) -> None:
-        """Take the last prompt token's attention in a module that has just run with `arguments`, beside its fast path.
+        """Take the raters' attention in a module that has just run with `arguments`, beside its fast path.
 
         Args:
             attention: the attention module, whose keys were tapped.
             arguments: what it ran with.
             mask: the forward's attention mask.
         """
-        if self.keys is None:
+        tap, before = self.keys, self._before
+        if tap is None:
             return
-        self._attention = attention_to_tokens(
+        self.keys = None
+        width, hidden = 0 if tap.keys is None else tap.keys.shape[-2], arguments["hidden_states"]
+        past = min(self._past if before is None else before.held, width - hidden.shape[1])
+        raters = self.raters or last_token(self._plan)
+        if before is not None and before.is_short:
+            raters = Raters(before.slots_of(raters.rows.to(hidden.device, non_blocking=True)), raters.weights)
+            mask = before.key_mask(width, hidden.device)
+        attended = attention_to_tokens(
             attention,
             arguments,
-            self.keys,
-            last=self._last,
-            past=self._past,
+            tap,
+            raters=raters,
+            past=past,
             mask=_own_mask(arguments, mask),
             whole_map="attention_map" in self._method.needs,
         )
-        self.keys = None
+        self._attention = self._at_columns(attended, past)
 
     @torch.no_grad()
     def run_attention(self, attention: nn.Module, arguments: dict[str, Any], mask: torch.Tensor | None) -> Any:
         """Run an attention module with its whole map computed, and take the last prompt token's attention from it."""
-        mask = _own_mask(arguments, mask)
-        output, self._attention = run_eagerly(attention, arguments, last=self._last, past=self._past, mask=mask)
+        mask, last = _own_mask(arguments, mask), last_token(self._plan).rows[:, 0]
+        output, attention_row = run_eagerly(attention, arguments, last=last, past=self._past, mask=mask)
+        self._attention = self._at_columns(attention_row, self._past)
         return output
 
-    @property
-    def _last(self) -> torch.Tensor:
-        """LongTensor (B,), the column of each sample's last real token."""
-        real = self._plan.real
-        return torch.where(real, torch.arange(real.shape[1], device="cpu"), -1).amax(1)
+    def _at_columns(self, attended: torch.Tensor, past: int) -> torch.Tensor:
+        """What was paid to each key (B, keys), at this forward's columns: (B, T), 0 at those that were dropped."""
+        compaction = None if self._before is None else self._before.compaction
+        if compaction is None:
+            return attended[:, past : past + self._plan.layout.length]
+        index = compaction.to(attended.device).index
+        own = attended[:, past : past + index.shape[1]]
+        return own.new_zeros(len(own), compaction.length).scatter(1, index, own)
 
     def visual(self, hidden_states: torch.Tensor, *, copy: bool) -> list[torch.Tensor]:
         """The visual tokens of each bucket, (G, N, D), out of (B, T, D), or of (B * T, D) as some MLPs take them.
@@ -160,7 +179,7 @@ class EvidenceReader:
         pieces: dict[int, torch.Tensor] = {}
         for section in bucket.sections:
             evidence = self._evidence(number, section, device)
-            scores = self._method.score(evidence, min(bucket.count, section.tokens))
+            scores = self._method.score(evidence, min(bucket.counts[self._number], section.tokens))
             _check_scores(scores, (len(section.grids), section.tokens), self._method)
             pieces.update(zip(section.starts, scores.chunk(len(section.starts)), strict=True))
         return torch.cat([pieces[start] for start in sorted(pieces)], dim=1) if len(pieces) > 1 else pieces[0]
@@ -176,7 +195,7 @@ class EvidenceReader:
         attention = None
         if self._attention is not None:
             samples = torch.tensor([grid.sample for grid in section.grids], device="cpu").unsqueeze(1)
-            columns = torch.stack([grid.columns for grid in section.grids]) + self._past
+            columns = torch.stack([grid.columns for grid in section.grids])
             attention = self._attention.to(device)[
                 samples.to(device, non_blocking=True), columns.to(device, non_blocking=True)
             ]

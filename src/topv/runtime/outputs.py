@@ -13,13 +13,17 @@ __all__ = ["scatter_output"]
 
 def scatter_output(output: Any, forward: Forward) -> Any:
     """The decoder's output with every shortened state put back at its prompt positions."""
-    compaction, plan = forward.compaction, forward.plan
-    if compaction is None or plan is None:
+    plan, depth = forward.plan, len(forward.family.layers)
+    if plan is None or all(stage.compaction is None for stage in forward.stages):
         return output
 
-    rejoined = len(forward.family.layers) - 1 in forward.rejoined
-
-    def full(state: Any) -> Any:
+    def full(state: Any, layer: int) -> Any:
+        """What decoder layer `layer` has put out, at its prompt positions."""
+        stage = forward.stage(layer)
+        compaction = None if stage is None else stage.compaction
+        if compaction is None:
+            return state
+        rejoined = depth - 1 in forward.rejoined
         if rejoined and isinstance(state, torch.Tensor) and state.shape[1] == compaction.length:
             state = compaction.gather(state)
         # A decoder may have gone on with the last positions alone, whose logits were asked for.
@@ -28,20 +32,19 @@ def scatter_output(output: Any, forward: Forward) -> Any:
         return compaction.scatter(state, plan.real)
 
     def all_states(states: tuple[Any, ...], last: Any, last_full: Any) -> tuple[Any, ...]:
-        # Entry i is the output of layer i - 1, the layers from forward.layer on ran short, and transformers puts the
-        # last hidden state at the end once more.
+        # Entry i is the output of layer i - 1, and transformers puts the last hidden state at the end once more.
         return tuple(
-            last_full if state is last else full(state) if index > forward.layer else state
+            last_full if state is last else full(state, index - 1) if index else state
             for index, state in enumerate(states)
         )
 
     if isinstance(output, tuple):
-        last = full(output[0])
+        last = full(output[0], depth - 1)
         return (
             last,
             *(all_states(item, output[0], last) if _is_states(item) else item for item in output[1:]),
         )
-    last = full(output.last_hidden_state)
+    last = full(output.last_hidden_state, depth - 1)
     if output.hidden_states is not None:
         output.hidden_states = all_states(output.hidden_states, output.last_hidden_state, last)
     output.last_hidden_state = last

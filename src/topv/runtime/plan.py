@@ -12,7 +12,7 @@ from ..errors import LayoutError, UnsupportedError
 from ..layout import Grid, VisualLayout
 from ..methods import Method
 from ..models import Family
-from .targets import kept_counts
+from .targets import budget_counts, kept_counts
 
 __all__ = ["Bucket", "PrefillPlan", "Section", "build_plan"]
 
@@ -41,13 +41,13 @@ class Bucket:
 
     Attributes:
         groups: the grids of each group, in prompt order; the groups in batch order.
-        count: how many tokens K of each group stay.
+        counts: how many tokens K of each group stay from each pruning layer on; they never rise.
         flat: LongTensor (G, N): `sample * T + column` of every token, grid after grid.
         protected: BoolTensor (G, N) of tokens that must stay, or None when there is none.
     """
 
     groups: tuple[tuple[Grid, ...], ...]
-    count: int
+    counts: tuple[int, ...]
     flat: torch.Tensor
     protected: torch.Tensor | None
 
@@ -55,6 +55,10 @@ class Bucket:
     def tokens(self) -> int:
         """Visual tokens N in each group."""
         return self.flat.shape[1]
+
+    def drops(self, stage: int) -> bool:
+        """Whether tokens of it leave at a pruning layer, behind `stage` earlier ones."""
+        return self.counts[stage] < (self.counts[stage - 1] if stage else self.tokens)
 
     @cached_property
     def stride(self) -> tuple[int, int] | None:
@@ -95,24 +99,24 @@ class PrefillPlan:
         real: BoolTensor (B, T): columns that the attention mask does not hide.
         fixed: BoolTensor (B, T): columns that stay whatever the method says.
         buckets: the groups of grids that lose tokens; empty when nothing is pruned.
-        row_lengths: number of columns that stay in each sample.
+        row_lengths: for each pruning layer the number of columns that stay from it on in each sample.
+        is_open: whether the importance of tokens is yet to say how many stay; until then all of them are planned to.
     """
 
     layout: VisualLayout
     real: torch.Tensor
     fixed: torch.Tensor
     buckets: tuple[Bucket, ...]
-    row_lengths: tuple[int, ...]
+    row_lengths: tuple[tuple[int, ...], ...]
+    is_open: bool = False
 
-    @property
-    def length(self) -> int:
-        """Padded length S of the compacted batch."""
-        return max(self.row_lengths)
+    def length(self, stage: int = 0) -> int:
+        """Padded length S of the compacted batch, from a pruning layer on that comes behind `stage` others."""
+        return max(self.row_lengths[stage])
 
-    @property
-    def ragged(self) -> bool:
-        """Whether rows compact to different lengths."""
-        return min(self.row_lengths) != self.length
+    def ragged(self, stage: int = 0) -> bool:
+        """Whether rows compact to different lengths there."""
+        return min(self.row_lengths[stage]) != self.length(stage)
 
     @property
     def tail(self) -> int:
@@ -125,7 +129,7 @@ def build_plan(
     method: Method,
     *,
     family: Family,
-    layer: int,
+    layers: tuple[int, ...],
     real: torch.Tensor,
     labels: torch.Tensor | None = None,
 ) -> PrefillPlan:
@@ -135,7 +139,7 @@ def build_plan(
         layout: the visual tokens of the batch.
         method: gives K, or the target that K is to meet, and says which grids share it.
         family: the model's parts, whose costs a target is about.
-        layer: number of decoder layers that see every token.
+        layers: the pruning layers.
         real: BoolTensor (B, T) on the CPU, false at padding.
         labels: LongTensor (B, T) on the CPU or None; a position whose next label is not -100 stays.
 
@@ -154,31 +158,33 @@ def build_plan(
     must_stay = scored | (positions == last)
 
     fixed = real | scored
-    grouped: dict[tuple[tuple[tuple[int, int], ...], int], list[tuple[Grid, ...]]] = defaultdict(list)
+    grouped: dict[tuple[tuple[tuple[int, int], ...], tuple[int, ...]], list[tuple[Grid, ...]]] = defaultdict(list)
     for grid in layout.grids:
         if not bool(real[grid.sample, grid.columns].all()):
             raise LayoutError(
                 f"the attention mask hides visual tokens of grid {grid.ordinal} in sample {grid.sample}. Pass the "
                 "attention mask that the processor returned for this prompt."
             )
+    is_open = method.mass is not None and method.mass < 1
     groups = _groups(layout, method.budget)
-    for group, wanted in zip(groups, _wanted(groups, method, family, layer, real), strict=True):
+    for group, wanted in zip(groups, _wanted(groups, method, family, layers, real), strict=True):
         columns = torch.cat([grid.columns for grid in group])
-        count = _count(group, method, wanted, int(must_stay[group[0].sample, columns].sum()))
-        if count < columns.numel():
+        protected = int(must_stay[group[0].sample, columns].sum())
+        counts = tuple(_count(group, method, count, protected) for count in wanted)
+        if is_open or counts[-1] < columns.numel():
             _check_places(group, method)
-            grouped[tuple(grid.rows_and_columns for grid in group), count].append(group)
+            grouped[tuple(grid.rows_and_columns for grid in group), counts].append(group)
             fixed[group[0].sample, columns] = False
 
-    row_lengths = fixed.sum(1)
+    row_lengths = fixed.sum(1).expand(len(layers), -1).clone()
     buckets = []
-    for (_, count), alike in grouped.items():
+    for (_, counts), alike in grouped.items():
         flat = torch.stack([torch.cat([g.sample * layout.length + g.columns for g in group]) for group in alike])
-        protected = must_stay.flatten()[flat]
-        buckets.append(Bucket(tuple(alike), count, flat, protected if bool(protected.any()) else None))
+        stays = must_stay.flatten()[flat]
+        buckets.append(Bucket(tuple(alike), counts, flat, stays if bool(stays.any()) else None))
         for group in alike:
-            row_lengths[group[0].sample] += count
-    return PrefillPlan(layout, real, fixed, tuple(buckets), tuple(row_lengths.tolist()))
+            row_lengths[:, group[0].sample] += torch.tensor(counts, device="cpu")
+    return PrefillPlan(layout, real, fixed, tuple(buckets), tuple(map(tuple, row_lengths.tolist())), is_open)
 
 
 def _groups(layout: VisualLayout, budget: str) -> list[tuple[Grid, ...]]:
@@ -191,21 +197,23 @@ def _groups(layout: VisualLayout, budget: str) -> list[tuple[Grid, ...]]:
 
 
 def _wanted(
-    groups: list[tuple[Grid, ...]], method: Method, family: Family, layer: int, real: torch.Tensor
-) -> list[int]:
-    """How many tokens of each group the method wants to keep."""
+    groups: list[tuple[Grid, ...]], method: Method, family: Family, layers: tuple[int, ...], real: torch.Tensor
+) -> list[tuple[int, ...]]:
+    """How many tokens of each group the method wants to keep from each pruning layer on."""
     sizes = [sum(grid.tokens for grid in group) for group in groups]
+    if method.mass is not None:
+        return [(size,) * len(layers) for size in sizes]
     if method.goal is None:
-        return [method.count(size) for size in sizes]
+        return [budget_counts(method, layers, len(family.layers), size) for size in sizes]
     of_sample: dict[int, list[int]] = defaultdict(list)
     for number, group in enumerate(groups):
         of_sample[group[0].sample].append(number)
     columns = real.sum(1).tolist()
-    wanted = [0] * len(groups)
+    wanted: list[tuple[int, ...]] = [()] * len(groups)
     for sample, numbers in of_sample.items():
         own = [sizes[number] for number in numbers]
-        for number, count in zip(numbers, kept_counts(family, method, layer, own, columns[sample]), strict=True):
-            wanted[number] = count
+        for number, counts in zip(numbers, kept_counts(family, method, layers, own, columns[sample]), strict=True):
+            wanted[number] = counts
     return wanted
 
 

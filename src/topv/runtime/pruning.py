@@ -25,12 +25,20 @@ from .encoder_taps import EncoderTaps, encoder_states
 from .forward import Forward, current_forward, set_forward
 from .masks import prompt_mask, real_columns
 from .outputs import scatter_output
-from .phases import SELECTION, phase
 from .plan import PrefillPlan, build_plan
-from .record import entry_bytes, held, own_sizes, read_record, write_record
-from .refusals import forget_compiled, refuse_borrowing, refuse_compiled, refuse_packed, refuse_windows
+from .record import entry_bytes, held, own_sizes, read_records, write_records
+from .refusals import (
+    forget_compiled,
+    refuse_borrowing,
+    refuse_compiled,
+    refuse_other_layers,
+    refuse_packed,
+    refuse_stages,
+    refuse_windows,
+)
 from .report import Report
 from .results import Results
+from .stage import Stage
 from .taps import tap_layer
 from .traced import can_trace, is_traced_step, short_step
 from .traced_prefill import TracedPrefill
@@ -56,7 +64,8 @@ class Pruning:
 
     def __init__(self, family: Family, method: Method) -> None:
         self.method = method
-        self.layer = method.pruning_layer(len(family.layers))
+        self.layers = method.pruning_layers(len(family.layers))
+        self.layer = self.layers[0]
         self._family = family
         self._handles: list[Any] = []
         self._results = threading.local()
@@ -67,7 +76,10 @@ class Pruning:
         self._callable = [module for module in dict.fromkeys(parts) if module is not None]
         refuse_compiled(family)
         forget_compiled(family)
-        refuse_borrowing(family, self.layer)
+        for layer in self.layers:
+            refuse_borrowing(family, layer)
+        if len(self.layers) > 1:
+            refuse_stages(family, method)
         if method.compact_early_layers:
             refuse_early_compaction(family, self.layer)
         with _attached_lock:
@@ -111,6 +123,12 @@ class Pruning:
         return self.results.kept_positions()
 
     @property
+    def kept_by_layer(self) -> dict[int, list[torch.Tensor]]:
+        """By pruning layer, the columns of the visual tokens that stayed from it on, as in `kept_positions`, which
+        speaks of the last of them."""
+        return {layer: self.results.kept_positions(stage) for stage, layer in enumerate(self.layers)}
+
+    @property
     def recovered_positions(self) -> list[torch.Tensor]:
         """For each sample a LongTensor on the CPU: the kept columns that were recovered rather than ranked."""
         return self.results.recovered_positions()
@@ -139,11 +157,11 @@ class Pruning:
         """
         if self._compiled is not None:
             raise UnsupportedError("the prefill is compiled already. Detach and attach anew for other options.")
-        if not self._can_trace:
+        if not self._can_trace or len(self.layers) > 1:
             raise UnsupportedError(
                 f"the decoder of {type(self._family.model).__name__} under {self.method!r} needs more than shorter "
-                "tensors (layers of several kinds, or places read off the cache), so it cannot be one graph. Leave the "
-                "prefill uncompiled."
+                "tensors (layers of several kinds, places read off the cache, several pruning layers), so it cannot be "
+                "one graph. Leave the prefill uncompiled."
             )
         compiled = CompiledPrefill(self._family, self.method, self._mine, options)
         self._handles.append(compiled.wrapper())
@@ -172,9 +190,8 @@ class Pruning:
         weight = next(self._family.language_model.parameters())
         return pruned_static_cache(
             self._family,
-            layer=self.layer,
+            lengths={layer: plan.length(stage) for stage, layer in enumerate(self.layers)},
             whole=ids.shape[1],
-            short=plan.length,
             max_new_tokens=max_new_tokens,
             batch=ids.shape[0],
             dtype=weight.dtype,
@@ -212,7 +229,9 @@ class Pruning:
                     self._handles.append(layer.register_forward_hook(self._count_columns, always_call=True))
                 if index >= self.layer and family.rejoins:
                     self._handles.append(layer.register_forward_hook(functools.partial(self._after_layer, index)))
-            self._handles += tap_layer(family, self.layer - 1, self.method.needs, self._tapped)
+            for stage, start in enumerate(self.layers):
+                tapped = functools.partial(self._tapped, stage)
+                self._handles += tap_layer(family, start - 1, self.method.needs, tapped)
             encoder = EncoderTaps(family, self.method.needs)
             self._handles += encoder.handles
             self._handles += mark_features(family, encoder, self._mine)
@@ -223,25 +242,26 @@ class Pruning:
             self.detach()
             raise
 
-    def _tapped(self, states: Any) -> Forward | TracedPrefill | None:
-        """What is to read for: the running forward if it prunes, or the prefill that is being traced."""
+    def _tapped(self, stage: int, states: Any) -> Stage | TracedPrefill | None:
+        """What is to read for: a stage of the running forward if tokens leave there, or the prefill that is traced."""
         traced = self._traced
         if traced is not None:
             return traced
         if self._can_trace and is_traced_step(states):
             return None
         forward = self._mine()
-        return forward if forward is not None and forward.prunes else None
+        prunes = forward is not None and forward.prunes and forward.stages[stage].drops
+        return forward.stages[stage] if forward is not None and prunes else None
 
     @property
     def _traced(self) -> TracedPrefill | None:
         """The prefill that a compiler traces; a forward that runs beside it in another thread has none."""
         return self._compiled.traced if self._compiled is not None and torch.compiler.is_compiling() else None
 
-    def _short_layer(self, index: int) -> Forward | None:
-        """The running forward, if decoder layer `index` sees a shortened sequence in it."""
+    def _short_layer(self, index: int) -> Stage | None:
+        """What decoder layer `index` works on in the running forward, if it sees a shortened sequence there."""
         forward = self._mine()
-        return forward if forward is not None and forward.shortens(index) else None
+        return None if forward is None else forward.short(index)
 
     def _hook_before(self, module: nn.Module, hook: Any) -> None:
         hook = functools.partial(hook, Signature(module))
@@ -310,7 +330,7 @@ class Pruning:
             opened_by=module,
             family=self._family,
             method=self.method,
-            layer=self.layer,
+            layers=self.layers,
             batch=batch,
             length=length,
             past=past,
@@ -347,7 +367,7 @@ class Pruning:
             layout,
             self.method,
             family=self._family,
-            layer=self.layer,
+            layers=self.layers,
             real=real_columns(mask, batch=batch, past=past, length=length),
             labels=None if labels is None else labels.cpu(),
         )
@@ -360,7 +380,7 @@ class Pruning:
         forward = self._mine()
         if forward is not None and forward.opened_by is module:
             set_forward(forward.outer)
-            forward.masks.release()
+            forward.release()
 
     def _enter_decoder(
         self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -389,21 +409,10 @@ class Pruning:
         forward.rejoined = self._family.rejoined(inputs)
         forward.mask = mask if mask is None or mask.ndim == 4 else mask[:, : forward.past + forward.length]
         forward.cache = inputs.get("past_key_values")
-        if forward.cache is not None:
-            forward.record = read_record(forward.cache, length=forward.past, batch=forward.batch)
-        record = forward.record
-        if record is not None and record.layer != self.layer:
-            if forward.prunes and record.layer == 0:
-                raise UnsupportedError(
-                    "compact_early_layers=True has dropped the first images from every layer of this cache, so it "
-                    "cannot take another image. Prefill the whole conversation anew, or leave compact_early_layers out."
-                )
-            if forward.prunes:
-                raise UnsupportedError(
-                    f"the cache was pruned from layer {record.layer} on, and this pruning starts at layer "
-                    f"{self.layer}. Attach the method with layer={record.layer} to continue it with a new image."
-                )
-            forward.layer = record.layer
+        records = read_records(forward.cache, length=forward.past, batch=forward.batch)
+        if forward.prunes:
+            refuse_other_layers(records, self.layers)
+        forward.resume(records)
 
     def _before_layer(
         self, index: int, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -418,18 +427,15 @@ class Pruning:
         forward = self._mine()
         if forward is None:
             return None
-        short = forward.shortens(index)
-        if not (short or forward.is_prefill):
+        stage = forward.stage(index)
+        if not (forward.is_prefill or (stage is not None and stage.is_short)):
             return None
         arguments = signature.bind(args, kwargs)
         if forward.cache is None:
             forward.cache = arguments.get("past_key_values")
-        if index == forward.layer - 1 and forward.prunes:
-            forward.evidence.read_source(arguments["hidden_states"])
-        if index == forward.layer and forward.prunes:
-            with phase(SELECTION):
-                forward.choose(arguments["hidden_states"])
-        changed = forward.shorten(arguments, index) if short else {}
+        if forward.prunes:
+            forward.select(index, arguments["hidden_states"])
+        changed = stage.shorten(arguments, index) if stage is not None and stage.is_short else {}
         if forward.is_prefill and self._family.keeps_keys(index):
             entries = changed.get("hidden_states", arguments["hidden_states"]).shape[1]
             forward.outcome.lengths[index] = entries + held(forward.cache, index)
@@ -440,7 +446,7 @@ class Pruning:
         self, index: int, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         forward = self._mine()
-        if forward is not None and forward.shortens(index):
+        if forward is not None and forward.short(index) is not None:
             forward.own_sizes = own_sizes()
             forward.own_sizes.__enter__()
 
@@ -457,7 +463,8 @@ class Pruning:
         if self._can_trace and is_traced_step(output[0] if isinstance(output, tuple) else output):
             return None
         forward = self._mine()
-        return forward.rejoin(output) if forward is not None and index in forward.rejoined else None
+        stage = None if forward is None or index not in forward.rejoined else forward.stage(index)
+        return None if stage is None else stage.rejoin(output)
 
     def _leave_decoder(
         self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -467,27 +474,28 @@ class Pruning:
         forward = self._mine()
         if forward is None:
             return None
-        if forward.prunes and forward.compaction is None:
+        if len(forward.outcome.choices) < len(forward.stages) and forward.prunes:
             raise UnsupportedError(
-                f"{type(module).__name__} ended before its layer {forward.layer}, where pruning was to begin."
+                f"{type(module).__name__} ended before its layer {self.layers[-1]}, where pruning was to begin."
             )
-        forward.finite.finish()
+        for stage in forward.stages:
+            stage.finite.finish()
         forward.outcome.entry_bytes = {
             layer: size for layer in forward.outcome.lengths if (size := entry_bytes(forward.cache, layer))
         }
         if forward.is_prefill and forward.plan is not None:
             self._results.latest = Results(
-                self._family, self.method, self.layer, forward.past, forward.plan, forward.outcome
+                self._family, self.method, self.layers, forward.past, forward.plan, forward.outcome
             )
-        if forward.compaction is None or forward.plan is None:
+        if all(stage.compaction is None for stage in forward.stages):
             return None
-        record = forward.after()
-        if forward.cache is not None and record is not None:
+        records = forward.records()
+        if forward.cache is not None:
             if self.method.compact_early_layers:
-                record = compact_early_layers(forward.cache, record)
-                early = dict.fromkeys(range(forward.layer), record.slots.shape[1])
+                records = (compact_early_layers(forward.cache, records[0]),)
+                early = dict.fromkeys(range(self.layer), records[0].slots.shape[1])
                 forward.outcome.lengths.update(early)
-            write_record(forward.cache, record, logical=self._family.mixed or record.layer == 0)
+            write_records(forward.cache, records, logical=self._family.mixed or records[0].layer == 0)
         return scatter_output(output, forward)
 
 

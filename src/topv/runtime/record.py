@@ -14,20 +14,30 @@ import torch
 
 from ..errors import CacheError
 
-__all__ = ["CacheRecord", "entry_bytes", "held", "mask_sizes", "own_sizes", "read_record", "record_of", "write_record"]
+__all__ = [
+    "CacheRecord",
+    "entry_bytes",
+    "held",
+    "mask_sizes",
+    "own_sizes",
+    "read_records",
+    "record_at",
+    "records_of",
+    "write_records",
+]
 
-_ATTRIBUTE = "_topv_record"
+_ATTRIBUTE = "_topv_records"
 _own_sizes: ContextVar[bool] = ContextVar("topv_own_sizes", default=False)
 
 
 @dataclass(frozen=True)
 class CacheRecord:
-    """The columns that layers from `layer` on hold, out of the first `length` columns of the sequence.
+    """The columns that layers from `layer` on, up to the next record's, hold of the sequence's first `length` columns.
 
     It says nothing about tokens that came after, so it stays true while they are generated or cropped.
 
     Attributes:
-        layer: first decoder layer that is short.
+        layer: the first of these decoder layers.
         length: number of columns that the record covers.
         slots: LongTensor (B, S), the column in each slot of a short layer, -1 where a slot is only padding.
         ragged: whether any slot is padding.
@@ -86,8 +96,8 @@ class CacheRecord:
         return columns.clamp(min=0), columns >= 0
 
 
-def read_record(cache: Any, *, length: int, batch: int) -> CacheRecord | None:
-    """The record on `cache`, brought up to date with how it was cropped or reset since, or None.
+def read_records(cache: Any, *, length: int, batch: int) -> tuple[CacheRecord, ...]:
+    """The records on `cache`, by ascending layer, brought up to date with how it was cropped or reset since.
 
     Args:
         cache: a transformers cache or None.
@@ -95,44 +105,50 @@ def read_record(cache: Any, *, length: int, batch: int) -> CacheRecord | None:
         batch: rows that continue it.
 
     Raises:
-        CacheError: when the cache no longer agrees with the record.
+        CacheError: when the cache no longer agrees with a record.
     """
-    record: CacheRecord | None = getattr(cache, _ATTRIBUTE, None)
-    if record is None:
-        return None
-    if length == 0:
+    records = records_of(cache)
+    if records and length == 0:
         # The cache was reset since.
         delattr(cache, _ATTRIBUTE)
         for name in _LOGICAL:
             vars(cache).pop(name, None)
-        return None
-    record = record.crop(length).expand(batch)
-    layer = _first_attention(cache, record.layer)
-    short = length - record.dropped if layer is None else held(cache, layer)
-    if short != length - record.dropped:
-        raise CacheError(
-            f"layer {record.layer} of the cache holds {short} entries where {length - record.dropped} were "
-            f"expected ({length} columns less {record.dropped} pruned). It was changed outside of topv."
-        )
-    return record
+        return ()
+    records = tuple(record.crop(length).expand(batch) for record in records)
+    for record in records:
+        layer = _first_attention(cache, record.layer)
+        if layer is None or record_at(records, layer) is not record:
+            continue
+        short = held(cache, layer)
+        if short != length - record.dropped:
+            raise CacheError(
+                f"layer {record.layer} of the cache holds {short} entries where {length - record.dropped} were "
+                f"expected ({length} columns less {record.dropped} pruned). It was changed outside of topv."
+            )
+    return records
 
 
-def record_of(cache: Any) -> CacheRecord | None:
-    """The record on `cache` as it was written, or None."""
-    record: CacheRecord | None = getattr(cache, _ATTRIBUTE, None)
-    return record
+def records_of(cache: Any) -> tuple[CacheRecord, ...]:
+    """The records on `cache` as they were written, by ascending layer; none on a cache that nothing was pruned in."""
+    records: tuple[CacheRecord, ...] = getattr(cache, _ATTRIBUTE, ())
+    return records
 
 
-def write_record(cache: Any, record: CacheRecord, *, logical: bool) -> None:
-    """Put `record` on `cache`, so that it travels with copies of it.
+def record_at(records: tuple[CacheRecord, ...], layer: int) -> CacheRecord | None:
+    """The one of `records` that speaks of decoder layer `layer`, or None where it holds every column."""
+    return next((record for record in reversed(records) if record.layer <= layer), None)
+
+
+def write_records(cache: Any, records: tuple[CacheRecord, ...], *, logical: bool) -> None:
+    """Put `records` on `cache`, so that they travel with copies of it.
 
     Args:
         cache: a transformers cache.
-        record: what its short layers hold.
+        records: what its short layers hold, by ascending layer.
         logical: let the cache answer for its short layers with lengths in prompt columns. Models whose layers differ
             in kind size masks and positions by the first layer of each kind, which may be a short one.
     """
-    setattr(cache, _ATTRIBUTE, record)
+    setattr(cache, _ATTRIBUTE, records)
     if logical:
         for name, function in _LOGICAL.items():
             setattr(cache, name, MethodType(function, cache))
@@ -191,12 +207,11 @@ def _first_attention(cache: Any, start: int) -> int | None:
 
 def _dropped(cache: Any, layer: int) -> tuple[int, int]:
     """The layer that answers for `layer`, and by how many columns it is short of the prompt."""
-    record: CacheRecord | None = getattr(cache, _ATTRIBUTE, None)
     answering = layer
     if layer < len(cache.layers) and not hasattr(cache.layers[layer], "get_seq_length"):
         answering = _first_attention(cache, 0) or 0
-    short = record is not None and not _own_sizes.get() and answering >= record.layer
-    return answering, record.dropped if short and record is not None else 0
+    record = None if _own_sizes.get() else record_at(records_of(cache), answering)
+    return answering, 0 if record is None else record.dropped
 
 
 def _seq_length(cache: Any, layer_idx: int = 0) -> Any:

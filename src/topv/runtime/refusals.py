@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import UnsupportedError
+from ..methods import Method
 from ..models import Family
 from ..models.reasons import REASONS
 from .forward import Forward
+from .record import CacheRecord
 
-__all__ = ["forget_compiled", "refuse_borrowing", "refuse_compiled", "refuse_packed", "refuse_windows"]
+__all__ = [
+    "forget_compiled",
+    "refuse_borrowing",
+    "refuse_compiled",
+    "refuse_other_layers",
+    "refuse_packed",
+    "refuse_stages",
+    "refuse_windows",
+]
 
 
 def refuse_packed(inputs: dict[str, Any]) -> None:
@@ -42,9 +53,9 @@ def refuse_windows(family: Family, forward: Forward) -> None:
     Raises:
         UnsupportedError: when keys would leave a window too late.
     """
-    if not forward.is_flash or not (forward.prunes or forward.record is not None):
+    if not forward.is_flash or not forward.stages:
         return
-    windows = [w for i in range(forward.layer, len(family.layers)) if (w := family.window(i)) is not None]
+    windows = [w for i in range(forward.stages[0].layer, len(family.layers)) if (w := family.window(i)) is not None]
     if windows and forward.past + forward.length > min(windows):
         raise UnsupportedError(
             f"the prompt has {forward.past + forward.length} columns, more than the attention window of "
@@ -74,6 +85,47 @@ def refuse_borrowing(family: Family, layer: int) -> None:
             f"decoder layers from {layer} on work with keys that a layer before it has chosen among all tokens: "
             f"{REASONS['window']}. Choose another layer: {advice}."
         )
+
+
+def refuse_stages(family: Family, method: Method) -> None:
+    """Behind the first pruning layer nothing but attention is read, of layers that read it off as topv does.
+
+    Raises:
+        UnsupportedError: when the method needs more, or the decoder's layers correct themselves by what they hold.
+    """
+    unread = method.needs - {"attention_row", "attention_raters"}
+    if unread:
+        raise UnsupportedError(
+            f"{method!r} prunes at several layers and needs {', '.join(sorted(unread))}, which topv reads before the "
+            "first of them alone. Rank by attention_row or attention_raters, or prune at one layer."
+        )
+    if type(family).corrections is not Family.corrections or family.asks_for_slots:
+        raise UnsupportedError(
+            f"the decoder layers of {type(family.model).__name__} depend on how many entries they hold, so attention "
+            "cannot be read where the sequence is short already. Use a method that prunes at one layer."
+        )
+
+
+def refuse_other_layers(records: Sequence[CacheRecord], layers: Sequence[int]) -> None:
+    """A cache goes on to be pruned where it was.
+
+    Raises:
+        UnsupportedError: when `records` of a cache begin at other layers than the pruning `layers`.
+    """
+    short = [record.layer for record in records]
+    if set(short) <= set(layers):
+        return
+    if short[0] == 0:
+        raise UnsupportedError(
+            "compact_early_layers=True has dropped the first images from every layer of this cache, so it cannot take "
+            "another image. Prefill the whole conversation anew, or leave compact_early_layers out."
+        )
+    was, now = (", ".join(map(str, numbers)) for numbers in (short, layers))
+    advice = f"layer={was}" if len(short) == 1 else "the settings that it was pruned with"
+    raise UnsupportedError(
+        f"the cache was pruned from layer {was} on, and this pruning starts at layer {now}. Attach the method with "
+        f"{advice} to continue it with a new image."
+    )
 
 
 def refuse_compiled(family: Family) -> None:

@@ -20,7 +20,7 @@ class Report:
         batch: number of samples.
         prompt_tokens: prompt tokens over the batch, padding not counted.
         visual_tokens: visual tokens over the batch.
-        kept_tokens: visual tokens that stayed.
+        kept_tokens: visual tokens that stayed to the last layer.
         kv_bytes: bytes of keys and values after the prefill: over layers, the sum of
             2 * batch * padded length * KV heads * head dimension * bytes per number.
         kv_bytes_unpruned: the same for the unpruned prefill.
@@ -30,6 +30,7 @@ class Report:
         target: the target that the method set instead of a budget, such as "visual_flops=0.5"; None for a budget.
         reached: for each sample, the share of its visual FLOPs that was saved, or of its KV bytes that was left, that
             is nearest the target; None where the sample has no visual tokens. Empty for a budget.
+        stages: each pruning layer with the visual tokens that stayed from it on.
     """
 
     method: str
@@ -44,22 +45,24 @@ class Report:
     visual_flops_reduction: float
     target: str | None = None
     reached: tuple[float | None, ...] = ()
+    stages: tuple[tuple[int, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain numbers, strings and lists; None for what is not a number."""
-        values = {**asdict(self), "reached": list(self.reached)}
+        values = {**asdict(self), "reached": list(self.reached), "stages": [list(stage) for stage in self.stages]}
         return {name: None if value != value else value for name, value in values.items()}
 
     def __str__(self) -> str:
         saved = 1 - self.kv_bytes / self.kv_bytes_unpruned if self.kv_bytes_unpruned else 0.0
+        stages = self.stages or ((self.layer, self.kept_tokens),)
         rows = [
             ("method", self.method),
-            ("pruned from layer", f"{self.layer} of {self.depth}"),
+            ("pruned from layer", f"{', '.join(str(layer) for layer, _ in stages)} of {self.depth}"),
             (
                 "prompt tokens",
                 f"{self.prompt_tokens:,}" + (f" in {self.batch} samples" if self.batch > 1 else ""),
             ),
-            ("visual tokens", f"{self.visual_tokens:,} -> {self.kept_tokens:,}"),
+            ("visual tokens", " -> ".join(f"{tokens:,}" for tokens in (self.visual_tokens, *(n for _, n in stages)))),
             ("KV cache", f"{_bytes(self.kv_bytes_unpruned)} -> {_bytes(self.kv_bytes)} ({saved:.1%} less)"),
             (
                 "visual FLOPs",

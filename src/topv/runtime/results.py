@@ -25,18 +25,18 @@ class Results:
     Args:
         family: the model's parts.
         method: the method that pruned.
-        layer: number of decoder layers that saw every token.
+        layers: the pruning layers.
         past: columns that were in the KV cache before.
         plan: what was to be pruned.
         outcome: what was.
     """
 
     def __init__(
-        self, family: Family, method: Method, layer: int, past: int, plan: PrefillPlan, outcome: Outcome
+        self, family: Family, method: Method, layers: tuple[int, ...], past: int, plan: PrefillPlan, outcome: Outcome
     ) -> None:
         self._family = family
         self._method = method
-        self._layer = layer
+        self._layers = layers
         self._past = past
         self.plan = plan
         self._outcome = outcome
@@ -45,9 +45,7 @@ class Results:
         """The counts, bytes and FLOPs of the prefill."""
         plan, outcome, family = self.plan, self._outcome, self._family
         visual = plan.layout.visual_tokens
-        kept = visual - sum(
-            bucket.flat.numel() - indices.numel() for bucket, indices in zip(plan.buckets, outcome.kept, strict=True)
-        )
+        stays = [sum(counts) for counts in zip(*(after for _, after in self.visual_tokens()), strict=True)]
         entries = {index: outcome.entry_bytes.get(index) or self._entry_bytes(index) for index in outcome.lengths}
         whole = self._past + plan.layout.length
         limits = family.cache_limits
@@ -55,12 +53,13 @@ class Results:
 
         return Report(
             method=repr(self._method),
-            layer=self._layer,
+            layer=self._layers[0],
             depth=len(family.layers),
             batch=plan.layout.batch,
             prompt_tokens=int(plan.real.sum()),
             visual_tokens=visual,
-            kept_tokens=kept,
+            kept_tokens=stays[-1],
+            stages=tuple(zip(self._layers, stays, strict=True)),
             kv_bytes=sum(entries[i] * cached(n, limits[i]) for i, n in outcome.lengths.items()),
             kv_bytes_unpruned=sum(entries[i] * cached(whole, limits[i]) for i in outcome.lengths),
             visual_flops_reduction=self._flops_reduction(),
@@ -72,20 +71,26 @@ class Results:
         """Bytes of one entry in a layer's KV cache over the batch, where no cache was there to be read."""
         return self._family.kv_widths[layer] * self.plan.layout.batch * self._outcome.element_size
 
-    def visual_tokens(self) -> list[tuple[int, int]]:
-        """For each sample, its visual tokens before and after the pruning layer."""
-        whole, short = [0] * self.plan.layout.batch, [0] * self.plan.layout.batch
+    def visual_tokens(self) -> list[tuple[int, tuple[int, ...]]]:
+        """For each sample, its visual tokens at first and from each pruning layer on."""
+        batch, stages = self.plan.layout.batch, len(self._layers)
+        whole, short = [0] * batch, [[0] * stages for _ in range(batch)]
         for grid in self.plan.layout.grids:
             whole[grid.sample] += grid.tokens
-            short[grid.sample] += grid.tokens
-        for bucket, indices in zip(self.plan.buckets, self._outcome.kept, strict=True):
-            for group in bucket.groups:
-                short[group[0].sample] -= bucket.tokens - indices.shape[1]
-        return list(zip(whole, short, strict=True))
+        for stage in range(stages):
+            for sample, tokens in enumerate(whole):
+                short[sample][stage] = tokens
+        for stage, choice in enumerate(self._outcome.choices):
+            for bucket, indices in zip(self.plan.buckets, choice.kept, strict=True):
+                for group in bucket.groups:
+                    short[group[0].sample][stage] -= bucket.tokens - indices.shape[1]
+        return [(tokens, tuple(after)) for tokens, after in zip(whole, short, strict=True)]
 
-    def columns(self) -> tuple[int, int]:
-        """Padded length of this forward before and from the pruning layer on."""
-        return self.plan.layout.length, self.plan.length if self.plan.buckets else self.plan.layout.length
+    def columns(self) -> tuple[int, tuple[int, ...]]:
+        """Padded length of this forward before and from each pruning layer on."""
+        whole = self.plan.layout.length
+        stages = range(len(self._layers))
+        return whole, tuple(self.plan.length(stage) if self.plan.buckets else whole for stage in stages)
 
     def _flops_reduction(self) -> float:
         try:
@@ -93,7 +98,7 @@ class Results:
         except UnsupportedError:
             return math.nan
         spent = sum(cost.spent(kept) for cost, _, kept in costs)
-        unpruned = sum(cost.spent(n) for cost, n, _ in costs)
+        unpruned = sum(cost.whole for cost, _, _ in costs)
         return 1 - spent / unpruned if unpruned else 0.0
 
     def _reached(self, goal: str) -> tuple[float | None, ...]:
@@ -108,16 +113,18 @@ class Results:
         return prefill_cost(
             self._family,
             goal,
-            self._layer,
+            self._layers,
             tokens=tokens,
             columns=columns,
             compact_early_layers=self._method.compact_early_layers,
         )
 
-    def kept_positions(self) -> list[torch.Tensor]:
-        """For each sample, the columns of its kept visual tokens, ascending: LongTensor on the CPU."""
+    def kept_positions(self, stage: int = -1) -> list[torch.Tensor]:
+        """For each sample, the columns of its visual tokens kept from the last pruning layer on, or from that behind
+        `stage` others, ascending: LongTensor on the CPU."""
         columns = self._columns_left_alone()
-        for bucket, indices in zip(self.plan.buckets, self._outcome.kept, strict=True):
+        kept = self._outcome.choices[stage].kept if self._outcome.choices else []
+        for bucket, indices in zip(self.plan.buckets, kept, strict=True):
             for group, kept in zip(bucket.groups, indices.cpu(), strict=True):
                 columns[group[0].sample].append(_columns(group)[kept] + self._past)
         return [_ascending(parts) for parts in columns]
@@ -126,17 +133,20 @@ class Results:
         """For each sample, the kept columns that were recovered, ascending: LongTensor on the CPU."""
         columns: list[list[torch.Tensor]] = [[] for _ in range(self.plan.layout.batch)]
         for group, number, index in self._judged():
-            kept = self._outcome.kept[number][index].cpu()
-            recovered = self._outcome.recovered[number][index].cpu()
+            choice = self._outcome.choices[-1]
+            kept, recovered = choice.kept[number][index].cpu(), choice.recovered[number][index].cpu()
             columns[group[0].sample].append(_columns(group)[kept[recovered]] + self._past)
         return [_ascending(parts) for parts in columns]
 
     def importance(self) -> list[torch.Tensor | None]:
         """For each sample, float32 importance of its visual tokens in prompt order, or None. Tokens of a grid that
-        lost nothing, in a sample where another did, are not judged and hold NaN."""
+        lost nothing, in a sample where another did, are not judged and hold NaN. Of several pruning layers the first
+        that judged counts, since it judged all of them."""
         scored: dict[int, dict[int, torch.Tensor]] = {}
         for group, number, index in self._judged():
-            scores = self._outcome.importance[number]
+            scores = next(
+                (c.importance[number] for c in self._outcome.choices if c.importance[number] is not None), None
+            )
             if scores is not None:
                 pieces = scores[index].float().cpu().split([grid.tokens for grid in group])
                 for grid, piece in zip(group, pieces, strict=True):

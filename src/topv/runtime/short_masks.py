@@ -11,26 +11,27 @@ from .masks import KeySlots, causal_mask, shorten_mask
 from .record import mask_sizes
 
 if TYPE_CHECKING:
-    from .forward import Forward
+    from .stage import Stage
 
 __all__ = ["ShortMasks"]
 
 
 class ShortMasks:
-    """The masks of one forward's short layers. Layers share masks, so each is made once.
+    """The masks of one stage's layers. Layers share masks, so each is made once.
 
     Args:
-        forward: the forward that the layers run in.
+        stage: the layers.
     """
 
-    def __init__(self, forward: Forward) -> None:
-        self._run = forward
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._run = stage.run
         self._lent: dict[int, tuple[int, int]] = {}
         self._masks: dict[tuple[int, int, int], tuple[Any, Any]] = {}
 
     def release(self) -> None:
-        """Let go of the forward, which holds these masks: it ends now, not when garbage is next collected."""
-        del self._run
+        """Let go of the stage, which holds these masks: it ends now, not when garbage is next collected."""
+        del self._run, self._stage
         self._masks.clear()
 
     def note_lender(self, hidden_states: torch.Tensor, layer: int) -> None:
@@ -74,15 +75,15 @@ class ShortMasks:
 
     def _recurrent_mask(self, mask: Any) -> Any:
         """A recurrent layer's mask says which of this forward's own columns are padding."""
-        if self._run.compaction is None or (
+        if self._stage.compaction is None or (
             mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2)
         ):
             return mask
         if mask is None:
-            return None if self._run.compaction.valid is None else self._run.compaction.valid.clone()
-        columns = self._run.compaction.to(mask.device).index + (mask.shape[1] - self._run.length)
+            return None if self._stage.compaction.valid is None else self._stage.compaction.valid.clone()
+        columns = self._stage.compaction.to(mask.device).index + (mask.shape[1] - self._run.length)
         kept = mask.expand(self._run.batch, -1).gather(1, columns)
-        valid = self._run.compaction.to(mask.device).valid
+        valid = self._stage.compaction.to(mask.device).valid
         return kept if valid is None else kept.masked_fill(~valid, False)
 
     def _attention_mask(self, mask: Any, hidden_states: torch.Tensor, layer: int, sizes: tuple[int, int]) -> Any:
@@ -99,7 +100,7 @@ class ShortMasks:
         keys = KeySlots(columns, valid, offset)
         if mask is not None:
             return shorten_mask(
-                mask, keys, None if self._run.compaction is None else self._run.compaction.to(device).index
+                mask, keys, None if self._stage.compaction is None else self._stage.compaction.to(device).index
             )
         return causal_mask(
             keys, config=self._run.family.text_config, hidden_states=hidden_states, cache=self._run.cache, layer=layer
@@ -107,7 +108,7 @@ class ShortMasks:
 
     def columns(self, width: int, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompt column in each of a short layer's first `width` slots (B, width), and which slots hold one."""
-        record = self._run.after()
+        record = self._stage.after()
         if record is None:
             columns = torch.arange(width, device=device).expand(self._run.batch, -1)
             return columns, torch.ones_like(columns, dtype=torch.bool)
@@ -116,32 +117,36 @@ class ShortMasks:
 
     def _borrowed_keys_mask(self, mask: Any, hidden_states: torch.Tensor, lender: int) -> Any:
         """The mask of a layer that attends to the keys of an earlier one, which may hold every column."""
-        record, device = self._run.after(), hidden_states.device
+        record, device = self._stage.after(), hidden_states.device
         ends, queries = self._run.past + self._run.length, hidden_states.shape[1]
         rows = torch.arange(self._run.length, device=device).expand(self._run.batch, -1)
-        if self._run.compaction is not None:
-            rows = self._run.compaction.to(device).index
+        if self._stage.compaction is not None:
+            rows = self._stage.compaction.to(device).index
         rows = rows[:, rows.shape[1] - queries :]
         columns = torch.arange(ends, device=device).expand(self._run.batch, -1)
         member = torch.ones_like(columns, dtype=torch.bool)
+        lending = self._run.short(lender)
         if record is not None:
             slots = record.slots.to(device)
             known = member.new_zeros(self._run.batch, record.length + 1)
             known.scatter_(1, torch.where(slots >= 0, slots, record.length), True)
             member[:, : record.length] = known[:, : record.length]
-            if lender in self._lent:
-                length, let_go = self._lent[lender]
-                columns, member = (t[:, let_go:].to(device) for t in record.columns(let_go + length))
+            lent = None if lending is None else lending.masks._lent.get(lender)
+            if lending is not None and lent is not None:
+                length, let_go = lent
+                columns, held = (t[:, let_go:] for t in lending.masks.columns(let_go + length, device))
+                known = torch.nn.functional.pad(member, (0, max(0, let_go + length - ends)), value=True)
+                member = held & known.gather(1, columns)
         if mask is None:
             seen = (columns[:, None, :] <= (rows + self._run.past)[:, :, None]) & member[:, None, :]
             if self._run.mask is not None and self._run.mask.ndim == 2:
                 seen = seen & self._run.mask[:, :ends].bool().to(device).gather(1, columns)[:, None, :]
             return seen[:, None]
         offset = max(0, ends - mask.shape[-1])
-        inside = slice(offset, None) if lender < self._run.layer else slice(None)
+        inside = slice(offset, None) if lending is None else slice(None)
         whole_rows = mask.shape[-2] != queries or queries == self._run.length
         keys = KeySlots(columns[:, inside], member[:, inside], offset)
-        return shorten_mask(mask, keys, rows if whole_rows and self._run.compaction is not None else None)
+        return shorten_mask(mask, keys, rows if whole_rows and self._stage.compaction is not None else None)
 
     def _mask_offset(self, mask: Any, layer: int, let_go: int) -> int:
         """The prompt column that a layer's mask begins with: not the first where a window has let go of some."""

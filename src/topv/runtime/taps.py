@@ -12,15 +12,15 @@ from ..methods import TARGETS
 from ..models import Family
 from .arguments import Signature
 from .attention_row import KeyTap
-from .forward import Forward
+from .stage import Stage
 from .traced_prefill import TracedPrefill
 from .wrappers import Wrapper
 
 __all__ = ["tap_layer"]
 
-_ATTENTIONS = {"attention_row", "attention_map"}
+_ATTENTIONS = {"attention_row", "attention_map", "attention_raters"}
 
-Tapped = Callable[[Any], "Forward | TracedPrefill | None"]
+Tapped = Callable[[Any], "Stage | TracedPrefill | None"]
 """Gives what to read for, from the states (B, T, D) at hand; None when there is nothing to read."""
 
 
@@ -38,7 +38,7 @@ def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped
     if unknown:
         raise ValueError(
             f"the method asks for unknown evidence {sorted(unknown)}. Known: source, text, attention_row, "
-            f"attention_map, {', '.join(TARGETS)}."
+            f"attention_map, attention_raters, {', '.join(TARGETS)}."
         )
     if not needs - {"source", "text"}:
         return []
@@ -70,42 +70,42 @@ def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else kwargs.get("hidden_states")
 
 
-def _plain(forward: Any) -> Forward | None:
-    """A forward that is not being traced: attention weights are read in no graph."""
-    return forward if isinstance(forward, Forward) else None
+def _plain(stage: Any) -> Stage | None:
+    """A stage of a forward that is not being traced: attention weights are read in no graph."""
+    return stage if isinstance(stage, Stage) else None
 
 
 def _read_input(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    forward = tapped(_states(args, kwargs))
-    if forward is not None:
+    stage = tapped(_states(args, kwargs))
+    if stage is not None:
         # Nothing writes into what a module was given, so it need not be copied.
-        forward.evidence.read_target(_states(args, kwargs), copy=False)
+        stage.evidence.read_target(_states(args, kwargs), copy=False)
 
 
 def _read_output(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     states = output[0] if isinstance(output, tuple) else output
-    forward = tapped(states)
-    if forward is not None:
-        forward.evidence.read_target(states, copy=True)
+    stage = tapped(states)
+    if stage is not None:
+        stage.evidence.read_target(states, copy=True)
 
 
 def _tap_keys(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    forward = _plain(tapped(_states(args, kwargs)))
-    if forward is None:
+    stage = _plain(tapped(_states(args, kwargs)))
+    if stage is None:
         return None
     tap = KeyTap(signature.bind(args, kwargs).get("past_key_values"))
-    forward.evidence.keys = tap
+    stage.evidence.keys = tap
     return signature.rebuild(args, kwargs, {"past_key_values": tap})
 
 
 def _read_attention(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
-    forward = _plain(tapped(_states(args, kwargs)))
-    if forward is not None:
-        forward.evidence.read_attention(module, signature.bind(args, kwargs), forward.mask)
+    stage = _plain(tapped(_states(args, kwargs)))
+    if stage is not None:
+        stage.evidence.read_attention(module, signature.bind(args, kwargs), stage.run.mask)
 
 
 def _run_eagerly(
@@ -117,7 +117,7 @@ def _run_eagerly(
     **kwargs: Any,
 ) -> Any:
     """The attention module with its whole map computed, as FastV was published, in the place of its fast path."""
-    forward = _plain(tapped(_states(args, kwargs)))
-    if forward is None:
+    stage = _plain(tapped(_states(args, kwargs)))
+    if stage is None:
         return usual(*args, **kwargs)
-    return forward.evidence.run_attention(module, signature.bind(args, kwargs), forward.mask)
+    return stage.evidence.run_attention(module, signature.bind(args, kwargs), stage.run.mask)

@@ -7,17 +7,23 @@ sample keeps does not depend on the batch it is in.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..budget import keep_count
 from ..errors import InputError
 from ..methods import Method
 from ..models import Family
 from ..models.flops import LayerFlops
 
-__all__ = ["Cost", "cached", "kept_counts", "layer_for_reduction", "prefill_cost"]
+__all__ = ["Cost", "budget_counts", "cached", "kept_counts", "layer_for_reduction", "prefill_cost"]
+
+_STEPS = 2**30
+"""Of how many ratios one is chosen where several pruning layers follow from it: so many that few lie between two
+ratios at which some layer gets a token more."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +32,28 @@ class Cost:
 
     Attributes:
         tokens: its visual tokens N.
-        spent: FLOPs or KV numbers when so many of them stay, from 0 to N; it never falls as more do.
+        stages: how many pruning layers there are.
+        spent: FLOPs or KV numbers when so many of them stay from each pruning layer on, from 0 to N; it never falls
+            as more do.
     """
 
     tokens: int
-    spent: Callable[[int], int]
+    stages: int
+    spent: Callable[[Sequence[int]], int]
 
-    def share(self, kept: int) -> Fraction:
-        """What is spent when `kept` tokens stay, over what the unpruned prefill spends."""
-        whole = self.spent(self.tokens)
+    @property
+    def whole(self) -> int:
+        """What the unpruned prefill spends."""
+        return self.spent((self.tokens,) * self.stages)
+
+    def share(self, kept: Sequence[int]) -> Fraction:
+        """What is spent when `kept` tokens stay from each pruning layer on, over what the unpruned prefill spends."""
+        whole = self.whole
         return Fraction(self.spent(kept), whole) if whole else Fraction(1)
 
 
 def prefill_cost(
-    family: Family, goal: str, layer: int, *, tokens: int, columns: int, compact_early_layers: bool = False
+    family: Family, goal: str, layers: Sequence[int], *, tokens: int, columns: int, compact_early_layers: bool = False
 ) -> Cost:
     """The cost that a target speaks of.
 
@@ -47,43 +61,45 @@ def prefill_cost(
         family: the model's parts.
         goal: "visual_flops" (what the decoder's layers spend on visual tokens) or "kv_share" (numbers in the KV cache
             after the prefill, of visual and text tokens, in every layer that keeps keys, as far as its window goes).
-        layer: number of decoder layers that see every token.
+        layers: the pruning layers, ascending.
         tokens: visual tokens of the sample.
         columns: all its tokens in this forward, padding not counted.
-        compact_early_layers: whether the layers before `layer` forget the pruned tokens' keys too.
+        compact_early_layers: whether the layers before the first of them forget the pruned tokens' keys too.
 
     Raises:
         UnsupportedError: when a decoder layer has FLOPs, or keys, that topv cannot count.
     """
+
+    def stage(index: int) -> int:
+        """0 for a layer that sees every token, then 1, 2, ... from each pruning layer on."""
+        return bisect_right(layers, index)
+
     if goal == "kv_share":
-        start = 0 if compact_early_layers else layer
-        caches: Counter[tuple[int, int | None, bool]] = Counter(
-            (width, limit, index >= start)
+        caches: Counter[tuple[int, int | None, int]] = Counter(
+            (width, limit, stage(max(index, layers[0])) if compact_early_layers else stage(index))
             for index, (width, limit) in enumerate(zip(family.kv_widths, family.cache_limits, strict=True))
         )
 
-        def kv_numbers(kept: int) -> int:
-            short = columns - tokens + kept
+        def kv_numbers(kept: Sequence[int]) -> int:
+            here = (tokens, *kept)
             return sum(
-                times * width * cached(short if is_short else columns, limit)
-                for (width, limit, is_short), times in caches.items()
+                times * width * cached(columns - tokens + here[at], limit)
+                for (width, limit, at), times in caches.items()
             )
 
-        return Cost(tokens, kv_numbers)
+        return Cost(tokens, len(layers), kv_numbers)
 
     # Most layers are alike, and each kind is counted once.
-    kinds: Counter[tuple[LayerFlops, bool, bool]] = Counter(
-        (flops, index >= layer, lender >= layer)
+    kinds: Counter[tuple[LayerFlops, int, int]] = Counter(
+        (flops, stage(index), stage(lender))
         for index, (flops, lender) in enumerate(zip(family.layer_flops, family.key_layers, strict=True))
     )
 
-    def visual_flops(kept: int) -> int:
-        return sum(
-            times * flops.count(kept if is_short else tokens, keys=kept if has_short_keys else tokens).total
-            for (flops, is_short, has_short_keys), times in kinds.items()
-        )
+    def visual_flops(kept: Sequence[int]) -> int:
+        here = (tokens, *kept)
+        return sum(times * flops.count(here[at], keys=here[of]).total for (flops, at, of), times in kinds.items())
 
-    return Cost(tokens, visual_flops)
+    return Cost(tokens, len(layers), visual_flops)
 
 
 def cached(columns: int, limit: int | None) -> int:
@@ -91,16 +107,57 @@ def cached(columns: int, limit: int | None) -> int:
     return columns if limit is None else min(columns, limit)
 
 
-def kept_counts(family: Family, method: Method, layer: int, sizes: Sequence[int], columns: int) -> list[int]:
-    """How many tokens each budget of one sample keeps, for the method's target.
+def budget_counts(method: Method, layers: tuple[int, ...], depth: int, size: int) -> tuple[int, ...]:
+    """How many of the `size` tokens that share a budget stay from each pruning layer on, under the method's `keep`.
 
-    All budgets get the same ratio r, K = max(1, floor(r n + 1/2)) as for a `keep` of r, and r is the one whose cost is
-    nearest the target; of two as near, the one that keeps more.
+    With several pruning layers `keep` is a mean over the layers from the first of them on; the ratio is chosen whose
+    mean is nearest; of two as near, the one that keeps more.
+
+    Args:
+        method: a method without a goal.
+        layers: the pruning layers, ascending.
+        depth: number of decoder layers.
+        size: tokens that share the budget.
+
+    Raises:
+        ValueError: when `keep` is a count above `size`.
+    """
+    keep = method.keep
+    if len(layers) == 1 or keep is None:
+        return (method.count(size),)
+    deep = [end - start for start, end in zip(layers, (*layers[1:], depth), strict=True)]
+    mean = Fraction(keep_count(size, keep)) if isinstance(keep, int) else Fraction(repr(keep)) * size
+
+    def counts(step: int) -> tuple[int, ...]:
+        return _staged(method, Fraction(step + 1, _STEPS), len(layers), size)
+
+    def held(step: int) -> int:
+        return sum(count * times for count, times in zip(counts(step), deep, strict=True))
+
+    return counts(_nearest_step(_STEPS, held, mean * sum(deep)))
+
+
+def _staged(method: Method, ratio: Fraction, stages: int, size: int) -> tuple[int, ...]:
+    """K = max(1, floor(share n + 1/2)) of `size` tokens n from each pruning layer on, for the method's shares."""
+    return tuple(_rounded(share.numerator, share.denominator, size) for share in method.shares(ratio, stages))
+
+
+def _rounded(numerator: int, denominator: int, size: int) -> int:
+    return max(1, (2 * numerator * size + denominator) // (2 * denominator))
+
+
+def kept_counts(
+    family: Family, method: Method, layers: Sequence[int], sizes: Sequence[int], columns: int
+) -> list[tuple[int, ...]]:
+    """How many tokens each budget of one sample keeps from each pruning layer on, for the method's target.
+
+    All budgets get the same ratio r, from which the method's shares follow: K = max(1, floor(share n + 1/2)), as for a
+    `keep` of that share. r is the one whose cost is nearest the target; of two as near, the one that keeps more.
 
     Args:
         family: the model's parts.
         method: a method with a goal.
-        layer: number of decoder layers that see every token.
+        layers: the pruning layers, ascending.
         sizes: visual tokens n in each budget.
         columns: tokens of the sample in this forward, padding not counted.
 
@@ -112,22 +169,26 @@ def kept_counts(family: Family, method: Method, layer: int, sizes: Sequence[int]
         raise ValueError(f"{method!r} has no target to resolve.")
     goal, share = method.goal
     compact = method.compact_early_layers
-    cost = prefill_cost(family, goal, layer, tokens=sum(sizes), columns=columns, compact_early_layers=compact)
+    cost = prefill_cost(family, goal, layers, tokens=sum(sizes), columns=columns, compact_early_layers=compact)
     # At its decimal value, which is what was typed.
     wanted = Fraction(repr(share))
     left = 1 - wanted if goal == "visual_flops" else wanted
-    ratios, denominator = _ratios(sizes)
+    ratios, denominator = _ratios(sizes) if len(layers) == 1 else (range(1, _STEPS + 1), _STEPS)
 
-    def counts(step: int) -> list[int]:
-        ratio = ratios[step]
-        return [max(1, (2 * ratio * size + denominator) // (2 * denominator)) for size in sizes]
+    def counts(step: int) -> list[tuple[int, ...]]:
+        if len(layers) == 1:
+            return [(_rounded(ratios[step], denominator, size),) for size in sizes]
+        ratio = Fraction(ratios[step], denominator)
+        of_size = {size: _staged(method, ratio, len(layers), size) for size in set(sizes)}
+        return [of_size[size] for size in sizes]
 
     def spent(step: int) -> int:
-        return cost.spent(sum(counts(step)))
+        return cost.spent([sum(own) for own in zip(*counts(step), strict=True)])
 
-    whole = cost.spent(cost.tokens)
+    whole = cost.whole
     if left * whole < spent(0):
-        raise _out_of_reach(method, goal, layer, 1 - Fraction(spent(0), whole), tokens=cost.tokens, budgets=len(sizes))
+        saved = 1 - Fraction(spent(0), whole)
+        raise _out_of_reach(method, goal, layers[0], saved, tokens=cost.tokens, budgets=len(sizes))
     return counts(_nearest_step(len(ratios), spent, left * whole))
 
 
@@ -201,7 +262,8 @@ def layer_for_reduction(family: Family, visual_tokens: int, reduction: float) ->
         raise InputError(f"a decoder of {depth} layer has none after which visual tokens could leave.")
 
     def spent(step: int) -> int:
-        return prefill_cost(family, "visual_flops", step + 1, tokens=visual_tokens, columns=visual_tokens).spent(0)
+        cost = prefill_cost(family, "visual_flops", (step + 1,), tokens=visual_tokens, columns=visual_tokens)
+        return cost.spent((0,))
 
     whole = sum(family.visual_flops(index, visual_tokens) for index in range(depth))
     left = (1 - Fraction(repr(reduction))) * whole

@@ -8,7 +8,7 @@ import torch
 
 from ..models import Family
 from .masks import KeySlots, shorten_mask
-from .record import CacheRecord, record_of
+from .record import record_at, records_of
 
 __all__ = ["can_trace", "is_traced_step", "short_step"]
 
@@ -32,8 +32,8 @@ def short_step(arguments: dict[str, Any], layer: int) -> dict[str, Any]:
         layer: the layer's index.
     """
     cache: Any = arguments.get("past_key_values")
-    record: CacheRecord | None = record_of(cache)
-    if record is None or layer < record.layer:
+    record = record_at(records_of(cache), layer)
+    if record is None:
         return {}
     mask = arguments.get("attention_mask")
     if mask is None and not record.ragged:

@@ -73,23 +73,22 @@ class TracedPrefill:
         if plan is None:
             raise RuntimeError("this forward prunes nothing.")
         self.method = forward.method
-        self.layer = forward.layer
+        self.layer = forward.stages[0].layer
         self.batch = forward.batch
         self.length = forward.length
-        self.short = plan.length
+        self.short = plan.length()
         self.rejoined = forward.rejoined
         self.stays = plan.fixed.to(device)
         self.real = plan.real.to(device)
         self.valid: torch.Tensor | None = None
-        if plan.ragged:
-            lengths = torch.tensor(plan.row_lengths).unsqueeze(1)
-            self.valid = (torch.arange(plan.length) >= plan.length - lengths).to(device)
+        if plan.ragged():
+            lengths = torch.tensor(plan.row_lengths[0]).unsqueeze(1)
+            self.valid = (torch.arange(self.short) >= self.short - lengths).to(device)
         self.buckets: list[TracedBucket] = []
         for bucket in plan.buckets:
-            recovered = 0
-            if bucket.count:
-                recovered = self.method.recovered(bucket.count, bucket.tokens)
-                recovered = min(recovered, bucket.count - bucket.most_protected)
+            recovered, (count,) = 0, bucket.counts
+            if count:
+                recovered = min(self.method.recovered(count, bucket.tokens), count - bucket.most_protected)
             sections = tuple(
                 TracedSection(
                     section.starts,
@@ -101,7 +100,7 @@ class TracedPrefill:
                 for section in bucket.sections
             )
             protected = None if bucket.protected is None else bucket.protected.to(device)
-            self.buckets.append(TracedBucket(bucket.flat.to(device), protected, bucket.count, recovered, sections))
+            self.buckets.append(TracedBucket(bucket.flat.to(device), protected, count, recovered, sections))
         self.source: list[torch.Tensor] | None = None
         self.target: list[torch.Tensor] | None = None
         if not self.method.needs:
