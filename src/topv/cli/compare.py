@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .options import add_budget_options, add_model_options, check_writable, positive_int
 
 if TYPE_CHECKING:
+    from ..ask.case import TimingPlan
+    from ..ask.method_spec import MethodSpec
+    from ..ask.samples import Subject
     from ..report import Case, Comparison
-    from .case import TimingPlan
-    from .method_spec import MethodSpec
-    from .samples import Subject
 
 EPILOG = """\
 examples:
@@ -75,16 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and write what was asked for."""
     _check_output(args)
+    from ..ask.method_spec import parse_methods
     from .console import progress, quiet_transformers
-    from .method_spec import parse_methods
 
     specs = parse_methods(
         args.methods, keep=args.keep, visual_flops=args.visual_flops, kv_share=args.kv_share, layer=args.layer
     )
     subjects = _subjects(args)
     quiet_transformers()
+    from ..ask.case import TimingPlan
     from ..loading import BUNDLED, TILED, load_model
-    from .case import TimingPlan
 
     with progress(f"Loading {args.model}"):
         model, processor = load_model(args.model, dtype=args.dtype, device=args.device)
@@ -114,8 +114,8 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _subjects(args: argparse.Namespace) -> list[Subject]:
+    from ..ask.samples import TASKS, subjects_from_files, subjects_from_scenes
     from ..errors import InputError
-    from .samples import TASKS, subjects_from_files, subjects_from_scenes
 
     if args.image is None:
         return subjects_from_scenes(args.samples or len(TASKS), args.prompt)
@@ -144,7 +144,7 @@ def _run_cases(
     max_new_tokens: int,
     check_answers: bool,
 ) -> tuple[Case, ...]:
-    from .case import answer_case, time_case
+    from ..ask.case import answer_case, time_case
     from .console import progress
 
     with progress("Answering", len(subjects) * len(specs)) as advance:
