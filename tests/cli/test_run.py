@@ -233,7 +233,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[dict[
         draw(folder / "images" / f"{index:03}.png", (side, side), seed=index)
     for index in (3, 77, 150):
         (folder / "images" / f"{index:03}.png").write_bytes(b"spoilt")
-    command = ["run", str(folder / "images"), "--prompt", "what is written?", "--max-new-tokens", "3"]
+    command = ["run", str(folder / "images"), "--prompt", "what is written?", "--keep", "0.1"]
+    command += ["--max-new-tokens", "2"]
     out = folder / "answers.jsonl"
     assert main([*command, "--out", str(out)]) == 0
     found = rows(out)
@@ -272,14 +273,16 @@ def lines(path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_job(tmp_path, job):
-    command, whole = job
-    out = tmp_path / "answers.jsonl"
+def test_two_processes_share_a_job(topv, model_dir, photos, tmp_path):
+    command = ["run", str(photos), "--prompt", "w8 w9", "--model", str(model_dir), "--device", "cpu"]
+    command += ["--batch-size", "2", "--max-new-tokens", "3"]
+    alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
+    assert topv(*command, "--out", alone)[0] == 0
     launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    called = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "topv", *command, "--out", str(out)]
+    called = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "topv", *command, "--out", str(shared)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(called, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert rows(out) == whole
+    assert rows(shared) == rows(alone)
     assert done.stderr.count("Answering: ") == 2, "both took part"

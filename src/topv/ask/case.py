@@ -21,7 +21,17 @@ from .method_spec import UNPRUNED, MethodSpec
 from .prompts import build_inputs
 from .samples import Subject
 
-__all__ = ["TimingPlan", "answer_case", "time_case"]
+__all__ = [
+    "Asked",
+    "GridMarks",
+    "TimingPlan",
+    "answer",
+    "answer_case",
+    "case_of",
+    "graded",
+    "prepare",
+    "time_case",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,52 @@ def answer_case(
     Returns:
         The case, without times.
     """
+    asked = prepare(model, processor, subject)
+    results = []
+    for spec in specs:
+        result, _ = answer(model, processor, asked, spec, max_new_tokens=max_new_tokens)
+        results.append(graded(result, subject) if check_answers else result)
+        on_answer()
+    return case_of(asked, processor, results)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as the model gets it.
+
+    Attributes:
+        subject: the image and the question.
+        inputs: what the processor made of them, on the model's device.
+        layout: where the visual tokens are.
+    """
+
+    subject: Subject
+    inputs: Any
+    layout: VisualLayout
+
+
+@dataclass(frozen=True)
+class GridMarks:
+    """What pruning did to one grid.
+
+    Attributes:
+        kept: cells of the kept tokens, ascending; recovered ones included.
+        recovered: those of them that were recovered.
+        importance: the tokens' importance in raster order, or None.
+    """
+
+    kept: tuple[int, ...]
+    recovered: tuple[int, ...] = ()
+    importance: tuple[float, ...] | None = None
+
+
+def prepare(model: Any, processor: Any, subject: Subject) -> Asked:
+    """The model's inputs for a question.
+
+    Raises:
+        InputError: as `build_inputs`.
+        LayoutError: when the prompt holds no visual tokens.
+    """
     inputs = build_inputs(model, processor, subject.image, subject.prompt)
     family = family_of(model)
     layout = family.layout(family.placeholders(inputs["input_ids"]).cpu(), inputs)
@@ -70,20 +126,75 @@ def answer_case(
             f"the processor made a prompt without visual tokens out of {subject.image_name}, so there is nothing to "
             "compare. Check that its chat template places the image."
         )
-    results = []
-    for spec in specs:
-        result = _answer(model, processor, inputs, layout, subject, spec, max_new_tokens)
-        if check_answers and subject.expected is not None:
-            result = replace(result, correct=_normal(result.answer) == _normal(subject.expected))
-        results.append(result)
-        on_answer()
+    return Asked(subject, inputs, layout)
+
+
+def answer(
+    model: Any, processor: Any, asked: Asked, spec: MethodSpec, *, max_new_tokens: int, streamer: Any = None
+) -> tuple[MethodResult, tuple[GridMarks, ...]]:
+    """Generate the answer under one method.
+
+    Args:
+        model: the vision-language model.
+        processor: its processor.
+        asked: the question.
+        spec: the method.
+        max_new_tokens: longest answer.
+        streamer: what is told each token, as `generate` takes it.
+
+    Returns:
+        The result, whose cells are those of the first grid, and the cells of every grid.
+    """
+    attached = contextlib.nullcontext() if spec.method is None else prune(model, spec.method)
+    with attached as pruning, PrefillProbe(model) as probe, torch.inference_mode():
+        ids = model.generate(**asked.inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
+    new = ids[0, asked.inputs["input_ids"].shape[1] :]
+    layout = asked.layout
+    kv_bytes = probe.kv_bytes or 0
+    marks = tuple(GridMarks(tuple(range(grid.tokens))) for grid in layout.grids)
+    result = MethodResult(
+        label=spec.label,
+        settings=spec.settings,
+        answer=processor.decode(new, skip_special_tokens=True).strip(),
+        correct=None,
+        visual_tokens=layout.visual_tokens,
+        kept_tokens=layout.visual_tokens,
+        visual_flops_reduction=0.0,
+        kv_bytes=kv_bytes,
+        kv_bytes_unpruned=kv_bytes,
+        kept=marks[0].kept,
+    )
+    if pruning is not None:
+        report, marks = pruning.report(), _marks(pruning, layout)
+        result = replace(
+            result,
+            kept_tokens=report.kept_tokens,
+            visual_flops_reduction=report.visual_flops_reduction,
+            kv_bytes_unpruned=report.kv_bytes_unpruned,
+            kept=marks[0].kept,
+            recovered=marks[0].recovered,
+            importance=marks[0].importance,
+        )
+    return replace(result, foreground_kept=_foreground_kept(result.kept, layout.grids[0], asked.subject)), marks
+
+
+def graded(result: MethodResult, subject: Subject) -> MethodResult:
+    """The result held against the expected answer, word for word, where that is known."""
+    if subject.expected is None:
+        return result
+    return replace(result, correct=_normal(result.answer) == _normal(subject.expected))
+
+
+def case_of(asked: Asked, processor: Any, results: Sequence[MethodResult]) -> Case:
+    """The case of a question and the results under every method, without times."""
+    subject = asked.subject
     return Case(
         image_name=subject.image_name,
         prompt=subject.prompt,
         expected=subject.expected,
-        seen=_seen(inputs, processor, subject.image),
-        grid=layout.grids[0].rows_and_columns,
-        prompt_tokens=inputs["input_ids"].shape[1],
+        seen=_seen(asked.inputs, processor, subject.image),
+        grid=asked.layout.grids[0].rows_and_columns,
+        prompt_tokens=asked.inputs["input_ids"].shape[1],
         results=tuple(results),
     )
 
@@ -116,50 +227,15 @@ def _timed(result: MethodResult, timing: GenerationTiming) -> MethodResult:
     return replace(result, prefill=timing.prefill[result.label], decode=decode)
 
 
-def _answer(
-    model: Any,
-    processor: Any,
-    inputs: Mapping[str, torch.Tensor],
-    layout: VisualLayout,
-    subject: Subject,
-    spec: MethodSpec,
-    max_new_tokens: int,
-) -> MethodResult:
-    attached = contextlib.nullcontext() if spec.method is None else prune(model, spec.method)
-    with attached as pruning, PrefillProbe(model) as probe, torch.inference_mode():
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = ids[0, inputs["input_ids"].shape[1] :]
-    answer = processor.decode(new, skip_special_tokens=True).strip()
-    grid = layout.grids[0]
-    kv_bytes = probe.kv_bytes or 0
-    result = MethodResult(
-        label=spec.label,
-        settings=spec.settings,
-        answer=answer,
-        correct=None,
-        visual_tokens=layout.visual_tokens,
-        kept_tokens=layout.visual_tokens,
-        visual_flops_reduction=0.0,
-        kv_bytes=kv_bytes,
-        kv_bytes_unpruned=kv_bytes,
-        kept=tuple(range(grid.tokens)),
-    )
-    if pruning is not None:
-        result = _pruned(result, pruning, grid)
-    return replace(result, foreground_kept=_foreground_kept(result.kept, grid, subject))
-
-
-def _pruned(result: MethodResult, pruning: Pruning, grid: Grid) -> MethodResult:
-    report = pruning.report()
+def _marks(pruning: Pruning, layout: VisualLayout) -> tuple[GridMarks, ...]:
+    kept, recovered = pruning.kept_positions[0], pruning.recovered_positions[0]
     importance = pruning.importance[0] if pruning.method.has_importance else None
-    return replace(
-        result,
-        kept_tokens=report.kept_tokens,
-        visual_flops_reduction=report.visual_flops_reduction,
-        kv_bytes_unpruned=report.kv_bytes_unpruned,
-        kept=_cells(grid, pruning.kept_positions[0]),
-        recovered=_cells(grid, pruning.recovered_positions[0]),
-        importance=None if importance is None else tuple(importance[: grid.tokens].tolist()),
+    scores: list[tuple[float, ...] | None] = [None] * len(layout.grids)
+    if importance is not None:
+        scores = [tuple(part.tolist()) for part in importance.split([grid.tokens for grid in layout.grids])]
+    return tuple(
+        GridMarks(_cells(grid, kept), _cells(grid, recovered), score)
+        for grid, score in zip(layout.grids, scores, strict=True)
     )
 
 
