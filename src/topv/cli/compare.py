@@ -83,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
     )
     subjects = _subjects(args)
     quiet_transformers()
+    import shlex
+
     from ..ask.case import TimingPlan
+    from ..ask.comparison import comparison_of
     from ..loading import BUNDLED, TILED, load_model
 
     with progress(f"Loading {args.model}"):
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         check_answers=args.model in (BUNDLED, TILED),
     )
-    comparison = _comparison(args, model, cases, plan)
+    comparison = comparison_of(model, args.model, shlex.join(args.command_line), cases, plan)
     _write(args, comparison)
     return 0
 
@@ -167,39 +170,6 @@ def _run_cases(
             time_case(model, processor, subject, case, specs, plan, advance)
             for subject, case in zip(subjects, cases, strict=True)
         )
-
-
-def _comparison(args: argparse.Namespace, model: Any, cases: tuple[Case, ...], plan: TimingPlan | None) -> Comparison:
-    import datetime
-    import shlex
-
-    from ..measure import describe_environment
-    from ..measure.latency import median_interval
-    from ..models import family_of
-    from ..report import Comparison
-
-    environment = describe_environment()
-    device = next(model.parameters()).device
-    timing = None
-    if plan is not None:
-        _, coverage = median_interval(plan.repetitions)
-        timing = {**vars(plan), "coverage": coverage}
-    return Comparison(
-        model={
-            "name": args.model,
-            "class": type(model).__name__,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "attention": model.config._attn_implementation,
-            "layers": len(family_of(model).layers),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
-        environment=environment.to_dict(),
-        device=environment.device_name(device),
-        command=shlex.join(args.command_line),
-        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        timing=timing,
-        cases=cases,
-    )
 
 
 def _write(args: argparse.Namespace, comparison: Comparison) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "ask the same questions under several methods, side by side, with an HTML report",
     "generate": "answer one question about one image, pruned, as a stream",
     "run": "answer questions about a folder, glob or JSONL of images, to a JSONL of answers, with resume",
+    "ui": "a page in the browser: ask about a picture, see which tokens stay and what they contribute",
     "eval": "accuracy of every method on the bundled tasks, at equal savings of visual FLOPs",
     "ablate": "vary one choice of TopV at a time: accuracy and foreground kept, on the validation split",
     "bench": "speed: time to first token by stages, decoding and throughput, as ratios to the unpruned model",

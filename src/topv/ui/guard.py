@@ -1,0 +1,67 @@
+"""The last check before Gradio sees a request."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import unquote
+
+__all__ = ["Guard"]
+
+_Scope = MutableMapping[str, Any]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_Application = Callable[[_Scope, Any, _Send], Awaitable[None]]
+
+_FETCHING = ("/file=http:", "/file=https:", "/proxy=")
+
+# Scripts of Gradio's are inline and evaluated; nothing may come from, or go, elsewhere.
+_POLICY = "; ".join(
+    (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
+        "frame-ancestors 'self'",
+        "form-action 'self'",
+        "base-uri 'self'",
+    )
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class Guard:
+    """ASGI middleware: refuses the routes with which Gradio fetches other servers' files for a visitor, and tells the
+    browser to load nothing from elsewhere.
+
+    Args:
+        application: what is guarded.
+    """
+
+    def __init__(self, application: _Application) -> None:
+        self._application = application
+
+    @classmethod
+    def as_middleware(cls) -> list[Any]:
+        """What FastAPI takes as `middleware`."""
+        from starlette.middleware import Middleware
+
+        return [Middleware(cls)]
+
+    async def __call__(self, scope: _Scope, receive: Any, send: _Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        path = unquote(str(scope["path"])).lower()
+        if any(route in path for route in _FETCHING):
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"topv ui fetches nothing from other servers"})
+            return
+
+        async def with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
+            await send(message)
+
+        await self._application(scope, receive, with_headers)

@@ -1,0 +1,152 @@
+"""The page's results as HTML. Everything that came from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+from PIL import Image
+
+from ..report import MethodResult, draw_heat_map, draw_token_map
+from ..report.text import format_bytes, format_kept, format_latency, format_share, printable
+from .comparing import Column, Outcome, Snapshot
+
+__all__ = ["answer_cards", "escape", "figure", "outcome_cards", "status_line"]
+
+_STATES = {"waiting": "waiting", "answering": "answering …", "stopped": "stopped"}
+
+
+def escape(text: object) -> str:
+    """Text for HTML, inert in a template too: Gradio fills its templates with what it shows.
+
+    >>> escape('<b>${x} {{y}} "')
+    '&lt;b&gt;&#36;&#123;x&#125; &#123;&#123;y&#125;&#125; &quot;'
+    """
+    escaped = html.escape(printable(str(text)))
+    for character in "${}`\\":
+        escaped = escaped.replace(character, f"&#{ord(character)};")
+    return escaped
+
+
+def status_line(text: str, done: int = 0, steps: int = 0, *, problem: bool = False) -> str:
+    """What is going on, for eyes and screen readers alike; a bar where there are steps."""
+    role = "alert" if problem else "status"
+    bar = f'<progress value="{done}" max="{steps}" aria-label="Progress"></progress>' if steps else ""
+    kind = " topv-problem" if problem else ""
+    return f'<div class="topv-status{kind}" role="{role}"><span>{escape(text)}</span>{bar}</div>'
+
+
+def answer_cards(snapshot: Snapshot) -> str:
+    """The answers side by side."""
+    return _cards(_answer_card(column) for column in snapshot.columns)
+
+
+def outcome_cards(snapshot: Snapshot) -> str:
+    """For each method that is done its token map, its heat map, and its savings as bars."""
+    done = [column.outcome for column in snapshot.columns if column.outcome is not None]
+    if not done:
+        return ""
+    return _cards(_outcome_card(outcome, snapshot) for outcome in done) + _legend(done)
+
+
+def figure(image: Image.Image, alternative: str, caption: str) -> str:
+    """A picture inside the page, with its description and caption."""
+    return (
+        f'<figure class="topv-figure"><img src="{_data_url(image)}" alt="{escape(alternative)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _cards(cards: Iterable[str]) -> str:
+    return f'<div class="topv-cards">{"".join(cards)}</div>'
+
+
+def _answer_card(column: Column) -> str:
+    label = escape(column.label)
+    if column.state == "failed":
+        body = f'<p class="topv-problem" role="alert">{escape(column.reason)}</p>'
+    else:
+        body = f'<p class="topv-answer">{escape(column.text.strip())}{_verdict(column.outcome)}</p>'
+        if column.state == "done" and not column.text.strip():
+            body = '<p class="topv-answer">(no answer)</p>'
+    state = f'<p class="topv-soft">{_STATES[column.state]}</p>' if column.state in _STATES else ""
+    return f'<article class="topv-card" aria-label="Answer of {label}"><h3>{label}</h3>{body}{state}</article>'
+
+
+def _verdict(outcome: Outcome | None) -> str:
+    if outcome is None or outcome.result.correct is None:
+        return ""
+    kind, word = ("right", "✓ right") if outcome.result.correct else ("wrong", "✗ wrong")
+    return f' <span class="topv-{kind}">{word}</span>'
+
+
+def _outcome_card(outcome: Outcome, snapshot: Snapshot) -> str:
+    result, view, marks = outcome.result, snapshot.views[0], outcome.marks[0]
+    parts = [
+        f'<article class="topv-card" aria-label="Savings of {escape(result.label)}"><h3>{escape(result.label)}</h3>'
+    ]
+    if view.picture is not None:
+        kept = f"{len(marks.kept)} of {view.grid[0] * view.grid[1]} tokens"
+        parts.append('<div class="topv-pictures">')
+        tokens = draw_token_map(view.picture, view.grid, marks.kept, marks.recovered)
+        parts.append(figure(tokens, f"The {view.name} with {kept} kept, the others greyed", f"Kept {kept}"))
+        if marks.importance is not None:
+            heat = draw_heat_map(view.picture, view.grid, marks.importance)
+            parts.append(figure(heat, f"Heat map of the importance of each token of the {view.name}", "Importance"))
+        parts.append("</div>")
+    parts += [*_bars(result), "</article>"]
+    return "".join(parts)
+
+
+def _bars(result: MethodResult) -> Sequence[str]:
+    visual_flops = 1 - result.visual_flops_reduction
+    bars = [
+        _bar(
+            "Visual tokens",
+            result.kept_tokens / result.visual_tokens,
+            format_kept(result.visual_tokens, result.kept_tokens),
+        ),
+        _bar("KV cache", _over(result.kv_bytes, result.kv_bytes_unpruned), format_bytes(result.kv_bytes)),
+        _bar("Visual FLOPs", visual_flops, format_share(visual_flops)),
+    ]
+    for name, latency in (("Prefill time", result.prefill), ("Decode time", result.decode)):
+        if latency is not None:
+            ratio = 1.0 if latency.ratio is None else latency.ratio.value
+            bars.append(_bar(name, ratio, format_latency(latency)))
+    return ['<div class="topv-bars">', *bars, "</div>"]
+
+
+def _bar(name: str, share: float, value: str) -> str:
+    """A share of the unpruned model's: 1 fills the bar."""
+    known = share == share
+    percent = min(100.0, max(0.0, 100 * share)) if known else 0.0
+    said = f"{name}: {value}, {100 * share:.0f} % of the unpruned model" if known else f"{name}: not counted"
+    over = " topv-over" if known and share > 1.005 else ""
+    return (
+        f'<div class="topv-bar{over}" role="img" aria-label="{escape(said)}">'
+        f'<span>{escape(name)}</span><span class="topv-value">{escape(value)}</span>'
+        f'<span class="topv-track"><span style="width: {percent:.1f}%"></span></span></div>'
+    )
+
+
+def _over(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _legend(outcomes: Sequence[Outcome]) -> str:
+    parts = ['<span><i class="topv-swatch"></i>kept</span>']
+    if any(outcome.marks[0].recovered for outcome in outcomes):
+        parts.append('<span><i class="topv-swatch topv-recovered"></i>recovered</span>')
+    parts.append('<span><i class="topv-swatch topv-pruned"></i>pruned</span>')
+    if any(outcome.marks[0].importance for outcome in outcomes):
+        parts.append('<span>least <i class="topv-swatch topv-heat"></i> most important</span>')
+    parts.append("<span>bars: what is left, full = the unpruned model</span>")
+    return f'<p class="topv-legend">{"".join(parts)}</p>'
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88, optimize=True, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
