@@ -74,9 +74,9 @@ def contribution_panel(view: GridView, outcome: Outcome, number: int, cell: int 
         return _note("Click a token on the picture, or go to it with the arrow keys and press Enter.")
     place = place_of(cell, columns)
     state = "kept" if cell in outcome.marks[number].kept else "pruned"
-    demand = contribution.demand(cell)
+    demand = 100 * (contribution.demand(cell) - 1)
     about = escape(
-        f"Token at {place}: {state}. In all it contributes {demand:.2f} times the even share"
+        f"Token at {place}: {state}. In all it contributes {demand:+.2f} % against the even share"
         f"{_rank(outcome, number, cell)}."
     )
     halves = (
@@ -89,11 +89,11 @@ def contribution_panel(view: GridView, outcome: Outcome, number: int, cell: int 
         most = _largest(shares, columns)
         alternative = f"Heat map over the {view.name} of how much tokens {verb}; most: {most}"
         figures.append(
-            f'<section class="topv-half"><h4>{escape(title)}</h4>'
+            f'<section class="topv-half"><h3>{escape(title)}</h3>'
             f"{figure(heat, alternative, f'{part} of the contribution matrix')}"
             f'<p class="topv-soft">Most: {escape(most)}</p></section>'
         )
-    return f'<div role="status"><p>{about}</p></div><div class="topv-halves">{"".join(figures)}</div>'
+    return f'<p>{about}</p><div class="topv-halves">{"".join(figures)}</div>'
 
 
 def place_of(cell: int, columns: int) -> str:
@@ -120,4 +120,4 @@ def _largest(shares: Sequence[float], columns: int) -> str:
 
 
 def _note(text: str) -> str:
-    return f'<p class="topv-soft" role="status">{escape(text)}</p>'
+    return f'<p class="topv-soft">{escape(text)}</p>'

@@ -31,16 +31,15 @@ def escape(text: object) -> str:
 
 
 def status_line(text: str, done: int = 0, steps: int = 0, *, problem: bool = False) -> str:
-    """What is going on, for eyes and screen readers alike; a bar where there are steps."""
-    role = "alert" if problem else "status"
+    """What is going on, with a bar where there are steps."""
     bar = f'<progress value="{done}" max="{steps}" aria-label="Progress"></progress>' if steps else ""
     kind = " topv-problem" if problem else ""
-    return f'<div class="topv-status{kind}" role="{role}"><span>{escape(text)}</span>{bar}</div>'
+    return f'<div class="topv-status{kind}"><span>{escape(text)}</span>{bar}</div>'
 
 
 def answer_cards(snapshot: Snapshot) -> str:
     """The answers side by side."""
-    return _cards(_answer_card(column) for column in snapshot.columns)
+    return _heading("Answers") + _cards(_answer_card(column) for column in snapshot.columns)
 
 
 def outcome_cards(snapshot: Snapshot) -> str:
@@ -48,7 +47,8 @@ def outcome_cards(snapshot: Snapshot) -> str:
     done = [column.outcome for column in snapshot.columns if column.outcome is not None]
     if not done:
         return ""
-    return _cards(_outcome_card(outcome, snapshot) for outcome in done) + _legend(done)
+    cards = _cards(_outcome_card(outcome, snapshot) for outcome in done)
+    return _heading("What each method kept, and what it left") + cards + _legend(done)
 
 
 def figure(image: Image.Image, alternative: str, caption: str) -> str:
@@ -57,6 +57,10 @@ def figure(image: Image.Image, alternative: str, caption: str) -> str:
         f'<figure class="topv-figure"><img src="{_data_url(image)}" alt="{escape(alternative)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def _heading(text: str) -> str:
+    return f'<h2 class="topv-heading">{escape(text)}</h2>'
 
 
 def _cards(cards: Iterable[str]) -> str:
@@ -113,19 +117,20 @@ def _bars(result: MethodResult) -> Sequence[str]:
     ]
     for name, latency in (("Prefill time", result.prefill), ("Decode time", result.decode)):
         if latency is not None:
-            ratio = 1.0 if latency.ratio is None else latency.ratio.value
-            bars.append(_bar(name, ratio, format_latency(latency)))
+            ratio = latency.ratio
+            unclear = ratio is not None and ratio.unclear
+            bars.append(_bar(name, 1.0 if ratio is None else ratio.value, format_latency(latency), unclear=unclear))
     return ['<div class="topv-bars">', *bars, "</div>"]
 
 
-def _bar(name: str, share: float, value: str) -> str:
-    """A share of the unpruned model's: 1 fills the bar."""
+def _bar(name: str, share: float, value: str, *, unclear: bool = False) -> str:
+    """A share of the unpruned model's: 1 fills the bar. Grey where no difference was measured."""
     known = share == share
     percent = min(100.0, max(0.0, 100 * share)) if known else 0.0
     said = f"{name}: {value}, {100 * share:.0f} % of the unpruned model" if known else f"{name}: not counted"
-    over = " topv-over" if known and share > 1.005 else ""
+    kind = " topv-unclear" if unclear else " topv-over" if known and share > 1.005 else ""
     return (
-        f'<div class="topv-bar{over}" role="img" aria-label="{escape(said)}">'
+        f'<div class="topv-bar{kind}" role="img" aria-label="{escape(said)}">'
         f'<span>{escape(name)}</span><span class="topv-value">{escape(value)}</span>'
         f'<span class="topv-track"><span style="width: {percent:.1f}%"></span></span></div>'
     )
@@ -142,7 +147,9 @@ def _legend(outcomes: Sequence[Outcome]) -> str:
     parts.append('<span><i class="topv-swatch topv-pruned"></i>pruned</span>')
     if any(outcome.marks[0].importance for outcome in outcomes):
         parts.append('<span>least <i class="topv-swatch topv-heat"></i> most important</span>')
-    parts.append("<span>bars: what is left, full = the unpruned model</span>")
+    parts.append("<span>bars: what is left; full is the unpruned model</span>")
+    if any(outcome.result.prefill for outcome in outcomes):
+        parts.append("<span>times: ratio and interval; grey with ~ where no difference was measured</span>")
     return f'<p class="topv-legend">{"".join(parts)}</p>'
 
 

@@ -40,8 +40,11 @@ _LINK = """(...values) => {
   const plain = value => value === true ? "1" : value === false ? "0" : value === null ? "0" : String(value);
   const query = new URLSearchParams(names.map((name, place) => [name, plain(values[place])]));
   const link = window.location.origin + window.location.pathname + "?" + query;
-  return link;
+  const said = "Link that reopens these settings";
+  return `<a href="${link.replaceAll("&", "&amp;")}">${said}</a> <span>(without an uploaded picture)</span>`;
 }"""
+# What changes in the element is read out.
+_LIVE = 'element.setAttribute("role", "status");'
 _STATE_SECONDS = 3600
 
 
@@ -104,6 +107,7 @@ class _Page:
                 self._picture = gr.Dropdown(
                     [("none: my own picture", 0), *samples], value=1, label="Built-in picture", elem_id="topv-picture"
                 )
+                self._link = gr.HTML(elem_id="topv-link")
             with gr.Column(scale=3, min_width=300):
                 self._prompt = gr.Textbox(
                     label="Question", lines=2, max_length=limits.prompt_characters, elem_id="topv-prompt"
@@ -123,30 +127,21 @@ class _Page:
                     self._timed = gr.Checkbox(
                         label="Measure prefill and decoding time (takes longer)", elem_id="topv-measure"
                     )
-                    self._link = gr.Textbox(
-                        label="Link that reopens these settings (an uploaded picture is not part of it)",
-                        interactive=False,
-                        buttons=["copy"],
-                        elem_id="topv-link",
-                    )
                 with gr.Row():
                     self._ask = gr.Button("Ask", variant="primary", elem_id="topv-ask")
                     self._cancel = gr.Button("Cancel", interactive=False, elem_id="topv-cancel")
-        self._status = gr.HTML(status_line(self._slot.status()), elem_id="topv-status")
+        self._status = gr.HTML(status_line(self._slot.status()), js_on_load=_LIVE, elem_id="topv-status")
         self._answers = gr.HTML(elem_id="topv-answers")
         self._outcomes = gr.HTML(elem_id="topv-outcomes")
         self._report = gr.DownloadButton("Download the report", interactive=False, elem_id="topv-report", size="sm")
-        with gr.Group(visible=False, elem_id="topv-look") as self._look:
-            gr.Markdown(
-                _LOOK,
-                padding=True,
-            )
+        with gr.Column(visible=False, elem_id="topv-look") as self._look:
+            gr.Markdown(_LOOK)
             with gr.Row():
                 self._label = gr.Dropdown(label="Method", elem_id="topv-label")
                 self._grid = gr.Dropdown(label="Part of the picture", visible=False, elem_id="topv-part")
             with gr.Row(equal_height=False, elem_id="topv-look-row"):
                 self._tokens_map = gr.HTML(js_on_load=_asset("explorer.js"), elem_id="topv-token-map", min_width=280)
-                self._panel = gr.HTML(elem_id="topv-panel", min_width=280)
+                self._panel = gr.HTML(js_on_load=_LIVE, elem_id="topv-panel", min_width=280)
         self._seen = gr.State(None, time_to_live=_STATE_SECONDS)
 
     # ---- what sets off what -----------------------------------------------------------------------------------
@@ -177,7 +172,10 @@ class _Page:
             "concurrency_limit": 1,
             "concurrency_id": "model",
             "trigger_mode": "once",
+            # The place in the queue is shown beside the status.
             **quiet,
+            "show_progress": "minimal",
+            "show_progress_on": self._status,
         }
         for trigger in (self._ask.click, self._prompt.submit):
             trigger(**asked).then(self._show_tokens, look, [self._tokens_map, self._panel], **instant)
@@ -233,7 +231,7 @@ class _Page:
     ) -> Iterator[list[Any]]:
         """Ask, showing what there is as it comes."""
         stop = self._running[str(request.session_hash)] = threading.Event()
-        begun = [gr.Button(interactive=False), gr.Button(interactive=True), gr.Group(visible=False)]
+        begun = [gr.Button(interactive=False), gr.Button(interactive=True), gr.Column(visible=False)]
         over = [gr.Button(interactive=True), gr.Button(interactive=False)]
         rest = [gr.skip(), gr.skip()]
         try:
@@ -258,7 +256,7 @@ class _Page:
                     continue
                 seen = _Seen(snapshot)
                 report = gr.DownloadButton(value=self._write_report(snapshot), interactive=bool(snapshot.comparison))
-                yield [*shown, report, seen, *over, gr.Group(visible=bool(seen.labels)), *self._choices(seen)]
+                yield [*shown, report, seen, *over, gr.Column(visible=bool(seen.labels)), *self._choices(seen)]
         except TopVError as error:
             problem = status_line(f"{error}", problem=True)
             yield [problem, gr.skip(), gr.skip(), gr.skip(), gr.skip(), *over, gr.skip(), *rest]

@@ -11,8 +11,6 @@ from ..errors import InputError
 
 __all__ = ["UploadedImage"]
 
-from gradio.events import Dependency
-
 class UploadedImage(gr.Image):
     """An image box that gives the path of the uploaded file as it is, for `Limits.read_upload` to judge.
 
@@ -36,6 +34,7 @@ class UploadedImage(gr.Image):
         return await super().async_move_resource_to_block_cache(url_or_file_path)
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
