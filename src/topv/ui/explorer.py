@@ -74,11 +74,9 @@ def contribution_panel(view: GridView, outcome: Outcome, number: int, cell: int 
         return _note("Click a token on the picture, or go to it with the arrow keys and press Enter.")
     place = place_of(cell, columns)
     state = "kept" if cell in outcome.marks[number].kept else "pruned"
-    demand = 100 * (contribution.demand(cell) - 1)
-    about = escape(
-        f"Token at {place}: {state}. In all it contributes {demand:+.2f} % against the even share"
-        f"{_rank(outcome, number, cell)}."
-    )
+    surplus = 100 * (contribution.demand(cell) - 1)
+    amount = f"{abs(surplus):.2f} % {'more' if surplus >= 0 else 'less'} than the even share"
+    about = escape(f"Token at {place}: {state}. In all it contributes {amount}{_rank(outcome, number, cell)}.")
     halves = (
         ("Which targets it serves", "its row", contribution.serves(cell), f"{place} contributes to"),
         ("Which sources serve it", "its column", contribution.served_by(cell), f"contribute to {place}"),

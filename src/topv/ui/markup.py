@@ -5,15 +5,20 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image
 
+from ..ask.case import GridMarks
+from ..ask.views import GridView
 from ..report import MethodResult, draw_heat_map, draw_token_map
 from ..report.text import format_bytes, format_kept, format_latency, format_share, printable
 from .comparing import Column, Outcome, Snapshot
 
 __all__ = ["answer_cards", "escape", "figure", "outcome_cards", "status_line"]
+
+_SHOWN_GRIDS = 8
+"""Grids drawn for each method; all can be looked at further down the page."""
 
 _STATES = {"waiting": "waiting", "answering": "answering …", "stopped": "stopped"}
 
@@ -87,21 +92,29 @@ def _verdict(outcome: Outcome | None) -> str:
 
 
 def _outcome_card(outcome: Outcome, snapshot: Snapshot) -> str:
-    result, view, marks = outcome.result, snapshot.views[0], outcome.marks[0]
-    parts = [
-        f'<article class="topv-card" aria-label="Savings of {escape(result.label)}"><h3>{escape(result.label)}</h3>'
-    ]
-    if view.picture is not None:
-        kept = f"{len(marks.kept)} of {view.grid[0] * view.grid[1]} tokens"
-        parts.append('<div class="topv-pictures">')
-        tokens = draw_token_map(view.picture, view.grid, marks.kept, marks.recovered)
-        parts.append(figure(tokens, f"The {view.name} with {kept} kept, the others greyed", f"Kept {kept}"))
-        if marks.importance is not None:
-            heat = draw_heat_map(view.picture, view.grid, marks.importance)
-            parts.append(figure(heat, f"Heat map of the importance of each token of the {view.name}", "Importance"))
-        parts.append("</div>")
-    parts += [*_bars(result), "</article>"]
+    label = escape(outcome.result.label)
+    parts = [f'<article class="topv-card" aria-label="Savings of {label}"><h3>{label}</h3><div class="topv-pictures">']
+    for view, marks in list(zip(snapshot.views, outcome.marks, strict=True))[:_SHOWN_GRIDS]:
+        parts += _figures(view, marks, named=len(snapshot.views) > 1)
+    parts.append("</div>")
+    if (more := len(snapshot.views) - _SHOWN_GRIDS) > 0:
+        parts.append(f'<p class="topv-soft">and {more} more parts of the picture, below</p>')
+    parts += [*_bars(outcome.result), "</article>"]
     return "".join(parts)
+
+
+def _figures(view: GridView, marks: GridMarks, *, named: bool) -> Iterator[str]:
+    """The token map of one grid, and its heat map where there is importance."""
+    if view.picture is None:
+        return
+    kept = f"kept {len(marks.kept)} of {view.grid[0] * view.grid[1]} tokens"
+    tokens = draw_token_map(view.picture, view.grid, marks.kept, marks.recovered)
+    yield figure(
+        tokens, f"The {view.name}, {kept}, the others greyed", f"{view.name}: {kept}" if named else kept.capitalize()
+    )
+    if marks.importance is not None:
+        heat = draw_heat_map(view.picture, view.grid, marks.importance)
+        yield figure(heat, f"Heat map of the importance of each token of the {view.name}", "Importance")
 
 
 def _bars(result: MethodResult) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ from ..ask.samples import Subject, subjects_from_scenes
 from ..errors import TopVError
 from ..methods import METHODS
 from ..methods.settings import UNPRUNED
-from ..report import render_html
+from ..report.html import write_html
 from .comparing import Outcome, Snapshot
 from .explorer import contribution_panel, token_grid
 from .limits import Limits
 from .markup import answer_cards, outcome_cards, status_line
 from .model_slot import ModelSlot
 from .settings import PICTURES, Settings
-from .upload import UploadedImage
+from .upload import upload_box
 
 __all__ = ["build_page"]
 
@@ -48,16 +49,15 @@ _LIVE = 'element.setAttribute("role", "status");'
 _STATE_SECONDS = 3600
 
 
-def build_page(slot: ModelSlot, limits: Limits, *, measure: bool, reports: Path) -> gr.Blocks:
+def build_page(slot: ModelSlot, limits: Limits, *, measure: bool) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
         slot: the model, which may still be loading.
         limits: what visitors may ask.
         measure: whether times are measured unless a visitor says otherwise.
-        reports: a folder for reports, which Gradio must be free to serve.
     """
-    return _Page(slot, limits, measure, reports).blocks
+    return _Page(slot, limits, measure).blocks
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class _Seen:
 
 
 class _Page:
-    def __init__(self, slot: ModelSlot, limits: Limits, measure: bool, reports: Path) -> None:
-        self._slot, self._limits, self._measure, self._reports = slot, limits, measure, reports
+    def __init__(self, slot: ModelSlot, limits: Limits, measure: bool) -> None:
+        self._slot, self._limits, self._measure = slot, limits, measure
         self._pictures = subjects_from_scenes(PICTURES, [])
         self._running: dict[str, threading.Event] = {}
         with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(600, _STATE_SECONDS)) as self.blocks:
@@ -93,7 +93,7 @@ class _Page:
         gr.Markdown(_INTRO, elem_id="topv-intro")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                self._image = UploadedImage(
+                self._image = upload_box(
                     label=f"Picture (up to {limits.upload_bytes / 2**20:g} MiB)",
                     sources=["upload", "clipboard"],
                     type="filepath",
@@ -255,8 +255,11 @@ class _Page:
                     yield [*shown, gr.DownloadButton(interactive=False), None, *begun, *rest]
                     continue
                 seen = _Seen(snapshot)
-                report = gr.DownloadButton(value=self._write_report(snapshot), interactive=bool(snapshot.comparison))
-                yield [*shown, report, seen, *over, gr.Column(visible=bool(seen.labels)), *self._choices(seen)]
+                with tempfile.TemporaryDirectory(prefix="topv-report-") as folder:
+                    # Gradio makes a copy of its own for this visitor.
+                    path_or_none = _write_report(snapshot, folder)
+                    report = gr.DownloadButton(value=path_or_none, interactive=path_or_none is not None)
+                    yield [*shown, report, seen, *over, gr.Column(visible=bool(seen.labels)), *self._choices(seen)]
         except TopVError as error:
             problem = status_line(f"{error}", problem=True)
             yield [problem, gr.skip(), gr.skip(), gr.skip(), gr.skip(), *over, gr.skip(), *rest]
@@ -281,15 +284,6 @@ class _Page:
             gr.Dropdown(choices=labels, value=next(iter(with_matrix or labels), None)),
             gr.Dropdown(choices=parts, value=0 if parts else None, visible=len(parts) > 1),
         )
-
-    def _write_report(self, snapshot: Snapshot) -> str | None:
-        if snapshot.comparison is None:
-            return None
-        folder = self._reports / f"{threading.get_ident()}-{id(snapshot):x}"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "topv-report.html"
-        path.write_text(render_html(snapshot.comparison), encoding="utf-8")
-        return str(path)
 
     def _show_tokens(self, seen: _Seen | None, label: str | None, part: int | None) -> tuple[str, str]:
         outcome = None if seen is None else seen.outcome(label)
@@ -318,6 +312,14 @@ class _Page:
             running.set()
 
     _leave = _stop
+
+
+def _write_report(snapshot: Snapshot, folder: str) -> str | None:
+    if snapshot.comparison is None:
+        return None
+    path = Path(folder) / "topv-report.html"
+    write_html(snapshot.comparison, path)
+    return str(path)
 
 
 def _query(request: gr.Request) -> Mapping[str, str]:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from .limits import Limits
@@ -24,7 +23,7 @@ def served(
 ) -> Iterator[str]:
     """Serve the page in the background for the block; yields its address.
 
-    Uploads and reports lie in a folder that only this user can read, and are gone with the block.
+    Uploads, and the reports to download, lie in a folder that only this user can read, and are gone with the block.
 
     Args:
         slot: the model, which may still be loading.
@@ -44,7 +43,7 @@ def served(
         from .guard import Guard
         from .page import build_page
 
-        page = build_page(slot, limits, measure=measure, reports=Path(folder) / "reports")
+        page = build_page(slot, limits, measure=measure)
         try:
             _, address, _ = page.launch(
                 server_name=host,
@@ -64,6 +63,12 @@ def served(
                 app_kwargs={"middleware": Guard.as_middleware()},
                 theme=Base(
                     font=[Font("system-ui"), Font("sans-serif")], font_mono=[Font("ui-monospace"), Font("monospace")]
+                ).set(
+                    # Light enough and dark enough to be read: 4.5 to 1 and more.
+                    body_text_color_subdued="*neutral_600",
+                    body_text_color_subdued_dark="*neutral_300",
+                    button_primary_background_fill="*primary_600",
+                    link_text_color_dark="*primary_300",
                 ),
                 css=resources.files("topv.ui").joinpath("page.css").read_text(encoding="utf-8"),
             )
