@@ -71,6 +71,8 @@ def test_no_upload_and_one_that_is_gone(tmp_path: Path) -> None:
         (lambda: LIMITS.read_methods(["topw"], 0.5), "Did you mean 'topv'"),
         (lambda: LIMITS.read_methods(["topv"], 1.5), "keep=1.5"),
         (lambda: LIMITS.read_methods(["topv"], True), "not a number"),
+        (lambda: LIMITS.read_methods(["topv"], 0.5, recovery=1.0), "recovery=1.0"),
+        (lambda: LIMITS.read_methods(["topv"], 0.5, recovery="x"), "not a number"),
         (lambda: LIMITS.read_new_tokens(9), "1 to 8"),
         (lambda: LIMITS.read_new_tokens("8"), "1 to 8"),
     ],
@@ -84,6 +86,8 @@ def test_what_is_in_range_is_taken() -> None:
     assert LIMITS.read_prompt("what is this?") == "what is this?"
     assert [spec.label for spec in LIMITS.read_methods(["none", "topv"], 0.25)] == ["none", "topv keep=0.25"]
     assert [spec.label for spec in LIMITS.read_methods(["topv"], 1)] == ["topv keep=1.0"], "all tokens, not one token"
+    recovering = LIMITS.read_methods(["topv", "fastv"], 0.5, recovery=0.25)
+    assert [spec.label for spec in recovering] == ["topv keep=0.5 recovery=0.25", "fastv keep=0.5"]
     assert LIMITS.read_new_tokens(8.0) == 8
 
 
@@ -97,8 +101,10 @@ def test_settings_of_a_link() -> None:
         "tokens": "7",
         "measure": "1",
     }
-    assert Settings.from_query(query, limits) == Settings(2, "why?", ("topv", "none"), 0.3, 7, True)
+    query["recovery"] = "0.2"
+    assert Settings.from_query(query, limits) == Settings(2, "why?", ("topv", "none"), 0.3, 0.2, 7, True)
     wrong = {"picture": "-1", "prompt": " ", "methods": "rm", "keep": "nan", "tokens": "1e9", "measure": "yes"}
+    wrong["recovery"] = "-inf"
     assert Settings.from_query(wrong, limits) == Settings()
     assert Settings.from_query({"prompt": "x" * 9_999}, limits).prompt is None
     assert Settings.from_query({"methods": "topv,none,fastv,vtw,random"}, limits).methods == Settings().methods
@@ -115,17 +121,22 @@ def test_the_guard_refuses_to_fetch_and_allows_no_other_origin() -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]})
 
-    def status(path: str) -> dict[str, Any]:
+    def status(path: str, host: bytes = b"127.0.0.1:7860") -> dict[str, Any]:
         sent: list[dict[str, Any]] = []
 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        asyncio.run(Guard(application)({"type": "http", "path": path}, None, send))
+        scope = {"type": "http", "path": path, "headers": [(b"host", host)]}
+        asyncio.run(Guard(application, hosts=("127.0.0.1", "localhost", "::1"))(scope, None, send))
         return sent[0]
 
     for path in ("/gradio_api/file=HTTPS://a.b/c", "/file=http%3A//a.b", "/gradio_api/proxy=https://a.b"):
         assert status(path)["status"] == 403
+    for host in (b"evil.example", b"evil.example:7860", b"", b"127.0.0.1.evil.example"):
+        assert status("/", host)["status"] == 403
+    for host in (b"localhost:7860", b"LOCALHOST", b"[::1]:7860"):
+        assert status("/", host)["status"] == 200
     answered = status("/gradio_api/file=/tmp/x")
     assert answered["status"] == 200
     headers = dict(answered["headers"])

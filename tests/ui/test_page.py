@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -87,7 +86,7 @@ def server(way_out: Exit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 time.sleep(0.2)
             yield address
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             code = process.wait(timeout=30)
     assert code == 130, log.read_text()
     # The two that a visitor who makes up paths is told of by Gradio.
@@ -181,6 +180,15 @@ def test_ask_and_see_answers_tokens_and_savings(visit: Opener) -> None:
     assert all(picture.get_attribute("alt") for picture in pictures.all())
 
 
+def test_recovered_tokens_are_drawn(visit: Opener) -> None:
+    page = visit(QUICK + "&methods=topv&keep=0.5&recovery=0.25")
+    ask(page)
+    assert labels(page, "topv-outcomes") == ["topv keep=0.5 recovery=0.25"]
+    expect(page.locator(".topv-legend")).to_contain_text("recovered")
+    assert page.locator("[data-cell][aria-label$='recovered']").count() == 18
+    assert page.locator("[data-cell][aria-label$='kept']").count() == 54
+
+
 def test_answers_come_as_they_are_written(visit: Opener) -> None:
     page = visit("?measure=0&tokens=64&methods=topv&prompt=describe+the+picture+in+detail.")
     page.evaluate(
@@ -213,11 +221,14 @@ def test_move_the_slider(visit: Opener) -> None:
 
 
 def test_a_link_reopens_the_settings(visit: Opener) -> None:
-    page = visit("?picture=3&methods=uniform,topv&keep=0.35&tokens=9&measure=0&prompt=how+many+%26+where%3F")
+    page = visit(
+        "?picture=3&methods=uniform,topv&keep=0.35&recovery=0.2&tokens=9&measure=0&prompt=how+many+%26+where%3F"
+    )
     link = page.locator("#topv-link a").get_attribute("href") or ""
     query = {name: value[0] for name, value in parse_qs(urlsplit(link).query).items()}
     assert set(query.pop("methods").split(",")) == {"uniform", "topv"}
-    assert query == {"picture": "3", "keep": "0.35", "tokens": "9", "measure": "0", "prompt": "how many & where?"}
+    assert query.pop("prompt") == "how many & where?"
+    assert query == {"picture": "3", "keep": "0.35", "recovery": "0.2", "tokens": "9", "measure": "0"}
     again = visit("?" + urlsplit(link).query)
     assert again.locator("#topv-prompt textarea").input_value() == "how many & where?"
     assert again.locator("#topv-keep input[type=range]").input_value() == "0.35"
@@ -448,7 +459,7 @@ SEND = """async path => {
   const ask = window.gradio_config.dependencies.find(d => d.targets.some(t => t[1] === "submit"));
   const session_hash = "intruder" + Math.random().toString(36).slice(2);
   const picture = { path, url: null, orig_name: "a.png", meta: { _type: "gradio.FileData" } };
-  const body = { data: [picture, 0, "what?", ["topv"], 0.5, 4, false], fn_index: ask.id, session_hash };
+  const body = { data: [picture, 0, "what?", ["topv"], 0.5, 0, 4, false], fn_index: ask.id, session_hash };
   const sent = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
   const root = window.location.origin + "/gradio_api/queue/";
   await fetch(root + "join", sent);
@@ -460,6 +471,13 @@ SEND = """async path => {
   }
   return text;
 }"""
+
+
+def test_another_sites_name_for_this_machine_is_refused(server: str) -> None:
+    request = urllib.request.Request(server, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert refused.value.code == 403
 
 
 def test_a_file_over_the_limit_is_not_taken(server: str, tmp_path: Path) -> None:

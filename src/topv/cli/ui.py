@@ -6,6 +6,7 @@ The page is served to this machine alone, fetches nothing from elsewhere, and fo
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import threading
 
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from .console import progress, quiet_transformers
 
     quiet_transformers()
+    # Told to end, it cleans up as when interrupted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     placement(args.device, args.dtype)
     limits = Limits(upload_bytes=args.max_upload * 2**20, queue=args.queue)
     slot = ModelSlot(args.model)

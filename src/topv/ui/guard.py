@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 __all__ = ["Guard"]
 
@@ -35,18 +35,21 @@ class Guard:
     browser to load nothing from elsewhere.
 
     Args:
-        application: what is guarded.
+        app: what is guarded.
+        hosts: names by which the page may be asked for; None for any. A page on loopback that answered to any name
+            would answer to other sites' pages too, once their name is made to point here.
     """
 
-    def __init__(self, application: _Application) -> None:
-        self._application = application
+    def __init__(self, app: _Application, hosts: Collection[str] | None = None) -> None:
+        self._application = app
+        self._hosts = hosts
 
     @classmethod
-    def as_middleware(cls) -> list[Any]:
+    def as_middleware(cls, hosts: Collection[str] | None) -> list[Any]:
         """What FastAPI takes as `middleware`."""
         from starlette.middleware import Middleware
 
-        return [Middleware(cls)]
+        return [Middleware(cls, hosts=hosts)]
 
     async def __call__(self, scope: _Scope, receive: Any, send: _Send) -> None:
         """Answer a request."""
@@ -54,9 +57,14 @@ class Guard:
             await self._application(scope, receive, send)
             return
         path = unquote(str(scope["path"])).lower()
+        refusal = b""
         if any(route in path for route in _FETCHING):
+            refusal = b"topv ui fetches nothing from other servers"
+        elif self._hosts is not None and _host(scope) not in self._hosts:
+            refusal = b"topv ui serves this machine alone: ask for it as 127.0.0.1 or localhost"
+        if refusal:
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"topv ui fetches nothing from other servers"})
+            await send({"type": "http.response.body", "body": refusal})
             return
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
@@ -65,3 +73,9 @@ class Guard:
             await send(message)
 
         await self._application(scope, receive, with_headers)
+
+
+def _host(scope: _Scope) -> str:
+    """The name, without port, that a request asks for."""
+    named = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    return urlsplit(f"//{named}").hostname or ""

@@ -12,6 +12,7 @@ from ..ask.method_spec import MethodSpec, parse_methods
 from ..budget import validate_keep
 from ..errors import InputError
 from ..loading import open_image
+from ..methods.settings import method_class, setting_types
 
 __all__ = ["Limits"]
 
@@ -68,23 +69,26 @@ class Limits:
             )
         return prompt
 
-    def read_methods(self, methods: object, keep: object) -> list[MethodSpec]:
-        """The methods by their names, with the keep ratio.
+    def read_methods(self, methods: object, keep: object, recovery: object = 0.0) -> list[MethodSpec]:
+        """The methods by their names, with the keep ratio, and the share that is recovered under those that can.
 
         Raises:
-            InputError: when there are none or too many, or a name or the ratio is not known.
+            InputError: when there are none or too many, or a name, the ratio or the share is not known.
         """
         names = [name for name in methods if isinstance(name, str)] if isinstance(methods, Sequence) else []
         if not 1 <= len(names) <= self.methods:
             raise InputError(f"{len(names)} methods are chosen. Choose 1 to {self.methods}.")
-        if isinstance(keep, bool) or not isinstance(keep, (int, float)):
-            raise InputError(f"keep={keep!r} is not a number.")
-        ratio = float(keep)
+        ratio, share = _number("keep", keep), _number("recovery", recovery)
         try:
             validate_keep(ratio)
         except ValueError as error:
             raise InputError(str(error)) from error
-        return parse_methods(names, keep=[ratio])
+        specs = []
+        for name in names:
+            method = method_class(name)
+            recovers = share > 0 and method is not None and "recovery" in setting_types(method)
+            specs.append(f"{name}:recovery={share:g}" if recovers else name)
+        return parse_methods(specs, keep=[ratio])
 
     def read_new_tokens(self, count: object) -> int:
         """The length of an answer.
@@ -95,3 +99,9 @@ class Limits:
         if isinstance(count, bool) or not isinstance(count, (int, float)) or not 1 <= count <= self.new_tokens:
             raise InputError(f"{count!r} tokens per answer: expected 1 to {self.new_tokens}.")
         return int(count)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{name}={value!r} is not a number.")
+    return float(value)

@@ -162,7 +162,7 @@ def _legend(outcomes: Sequence[Outcome]) -> str:
         parts.append('<span>least <i class="topv-swatch topv-heat"></i> most important</span>')
     parts.append("<span>bars: what is left; full is the unpruned model</span>")
     if any(outcome.result.prefill for outcome in outcomes):
-        parts.append("<span>times: ratio and interval; grey with ~ where no difference was measured</span>")
+        parts.append("<span>times: ratio and 95 % interval; grey with ~ where no difference was measured</span>")
     return f'<p class="topv-legend">{"".join(parts)}</p>'
 
 

@@ -22,7 +22,7 @@ from .explorer import contribution_panel, token_grid
 from .limits import Limits
 from .markup import answer_cards, outcome_cards, status_line
 from .model_slot import ModelSlot
-from .settings import PICTURES, Settings
+from .settings import MAX_RECOVERY, PICTURES, Settings
 from .upload import upload_box
 
 __all__ = ["build_page"]
@@ -37,12 +37,12 @@ _LOOK = """\
 TopV moves every token's need onto the tokens that can meet it. Choose a token: its row of the contribution matrix says
 which tokens it serves, its column which serve it."""
 _LINK = """(...values) => {
-  const names = ["picture", "prompt", "methods", "keep", "tokens", "measure"];
+  const names = ["picture", "prompt", "methods", "keep", "recovery", "tokens", "measure"];
   const plain = value => value === true ? "1" : value === false ? "0" : value === null ? "0" : String(value);
   const query = new URLSearchParams(names.map((name, place) => [name, plain(values[place])]));
   const link = window.location.origin + window.location.pathname + "?" + query;
   const said = "Link that reopens these settings";
-  return `<a href="${link.replaceAll("&", "&amp;")}">${said}</a> <span>(without an uploaded picture)</span>`;
+  return `<p><a href="${link.replaceAll("&", "&amp;")}">${said}</a> <span>(without an uploaded picture)</span></p>`;
 }"""
 # What changes in the element is read out.
 _LIVE = 'element.setAttribute("role", "status");'
@@ -121,6 +121,13 @@ class _Page:
                     0.05, 1.0, step=0.05, label="Share of visual tokens to keep", elem_id="topv-keep"
                 )
                 with gr.Accordion("More settings", open=False):
+                    self._recovery = gr.Slider(
+                        0.0,
+                        MAX_RECOVERY,
+                        step=0.05,
+                        label="Share of them that is recovered: an even sample of the tokens ranked low (topv)",
+                        elem_id="topv-recovery",
+                    )
                     self._tokens = gr.Slider(
                         1, limits.new_tokens, step=1, label="Longest answer, in tokens", elem_id="topv-tokens"
                     )
@@ -149,7 +156,8 @@ class _Page:
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         instant: dict[str, Any] = {**quiet, "queue": False}
-        settings = [self._picture, self._prompt, self._methods, self._keep, self._tokens, self._timed]
+        settings = [self._picture, self._prompt, self._methods, self._keep]
+        settings += [self._recovery, self._tokens, self._timed]
         self.blocks.load(self._open, None, [*settings, self._image], **instant).then(
             None, settings, self._link, js=_LINK, **quiet
         )
@@ -192,8 +200,8 @@ class _Page:
         subject = self._sample(wanted.picture)
         prompt = wanted.prompt or (subject.prompt if subject else "")
         image = None if subject is None else subject.image
-        values = [wanted.picture, prompt, list(wanted.methods), wanted.keep, wanted.tokens, wanted.measure]
-        return [*values, image]
+        values = [wanted.picture, prompt, list(wanted.methods), wanted.keep]
+        return [*values, wanted.recovery, wanted.tokens, wanted.measure, image]
 
     def _watch_model(self) -> Iterator[str]:
         """How far loading is, until it is over."""
@@ -225,6 +233,7 @@ class _Page:
         prompt: object,
         methods: object,
         keep: object,
+        recovery: object,
         tokens: object,
         measure: object,
         request: gr.Request,
@@ -236,7 +245,7 @@ class _Page:
         rest = [gr.skip(), gr.skip()]
         try:
             subject = self._subject(path, picture, self._limits.read_prompt(prompt))
-            specs = self._limits.read_methods(methods, keep)
+            specs = self._limits.read_methods(methods, keep, recovery)
             count = self._limits.read_new_tokens(tokens)
             while not self._slot.wait(0.5):
                 yield [status_line(self._slot.status()), gr.skip(), gr.skip(), gr.skip(), None, *begun, *rest]

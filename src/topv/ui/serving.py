@@ -15,6 +15,7 @@ from .model_slot import ModelSlot
 __all__ = ["LOOPBACK", "served"]
 
 LOOPBACK = "127.0.0.1"
+_OWN_NAMES = (LOOPBACK, "localhost", "::1")
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def served(
                 pwa=False,
                 max_file_size=limits.upload_bytes,
                 state_session_capacity=64,
-                app_kwargs={"middleware": Guard.as_middleware()},
+                app_kwargs={"middleware": Guard.as_middleware(_OWN_NAMES if host in _OWN_NAMES else None)},
                 theme=Base(
                     font=[Font("system-ui"), Font("sans-serif")], font_mono=[Font("ui-monospace"), Font("monospace")]
                 ).set(

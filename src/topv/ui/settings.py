@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,10 +9,13 @@ from ..methods import METHODS
 from ..methods.settings import UNPRUNED
 from .limits import Limits
 
-__all__ = ["Settings"]
+__all__ = ["MAX_RECOVERY", "PICTURES", "Settings"]
 
 PICTURES = 6
 """Number of built-in pictures."""
+
+MAX_RECOVERY = 0.5
+"""Largest share of the kept tokens that can be asked to be recovered."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Settings:
         prompt: the question; None for the picture's own.
         methods: names of the methods.
         keep: the keep ratio.
+        recovery: share of the kept tokens that is recovered, under methods that can.
         tokens: longest answer, in tokens.
         measure: whether times are measured.
     """
@@ -33,6 +36,7 @@ class Settings:
     prompt: str | None = None
     methods: tuple[str, ...] = (UNPRUNED, "fastv", "topv")
     keep: float = 0.5
+    recovery: float = 0.0
     tokens: int = 48
     measure: bool = False
 
@@ -47,7 +51,8 @@ class Settings:
             picture=_whole(query.get("picture"), 0, PICTURES, default.picture),
             prompt=prompt if prompt.strip() and len(prompt) <= limits.prompt_characters else None,
             methods=methods if 1 <= len(methods) <= limits.methods else default.methods,
-            keep=_ratio(query.get("keep"), default.keep),
+            keep=_ratio(query.get("keep"), 0.05, 1.0, default.keep),
+            recovery=_ratio(query.get("recovery"), 0.0, MAX_RECOVERY, default.recovery),
             tokens=_whole(query.get("tokens"), 1, limits.new_tokens, default.tokens),
             measure=query.get("measure", "1" if default.measure else "0") == "1",
         )
@@ -61,9 +66,10 @@ def _whole(text: str | None, low: int, high: int, default: int) -> int:
     return number if low <= number <= high else default
 
 
-def _ratio(text: str | None, default: float) -> float:
+def _ratio(text: str | None, low: float, high: float, default: float) -> float:
     try:
         ratio = float(text or "")
     except ValueError:
         return default
-    return ratio if math.isfinite(ratio) and 0.05 <= ratio <= 1 else default
+    # Not a number is in no range.
+    return ratio if low <= ratio <= high else default
