@@ -48,7 +48,7 @@ $(LMMS_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
 
 # The page in a real Chromium (Debian's package chromium, or $TOPV_CHROMIUM). Screenshots go to runs/ui.
 test-ui: $(UI_STAMP)
-	$(UI)/bin/python -m pytest tests/ui
+	$(UI)/bin/python -m pytest tests/ui tests/cli/test_ui.py
 
 # Gradio takes an older Pillow than the rest.
 $(UI_STAMP): pyproject.toml constraints.txt

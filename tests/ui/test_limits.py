@@ -131,7 +131,12 @@ def test_the_guard_refuses_to_fetch_and_allows_no_other_origin() -> None:
         asyncio.run(Guard(application, hosts=("127.0.0.1", "localhost", "::1"))(scope, None, send))
         return sent[0]
 
-    for path in ("/gradio_api/file=HTTPS://a.b/c", "/file=http%3A//a.b", "/gradio_api/proxy=https://a.b"):
+    for path in (
+        "/gradio_api/file=HTTPS://a.b/c",
+        "/file=http%3A//a.b",
+        "/gradio_api/proxy=https://a.b",
+        "/gradio_api/deep_link",
+    ):
         assert status(path)["status"] == 403
     for host in (b"evil.example", b"evil.example:7860", b"", b"127.0.0.1.evil.example"):
         assert status("/", host)["status"] == 403

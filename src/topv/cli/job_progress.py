@@ -51,9 +51,16 @@ class ProgressLines:
 
 
 @contextmanager
-def job_progress(description: str, total: int, done: int) -> Iterator[Advance]:
-    """Progress on standard error for the block; calling what it yields advances it. Arguments as `ProgressLines`."""
-    if sys.stderr.isatty():
+def job_progress(description: str, total: int, done: int, *, bar: bool = True) -> Iterator[Advance]:
+    """Progress on standard error for the block; calling what it yields advances it.
+
+    Args:
+        description: what is going on.
+        total: number of steps.
+        done: how many of them were done before.
+        bar: whether a bar is drawn on a terminal. Of several processes, one may.
+    """
+    if bar and sys.stderr.isatty():
         with progress(description, total, done) as advance:
             yield advance
     else:

@@ -153,7 +153,7 @@ def _answer(
     total, rest = (sum(len(batches[number]) for number in numbers) for numbers in (mine, left))
     with (
         BatchAsker(model, processor, spec.method, max_new_tokens=args.max_new_tokens) as asker,
-        job_progress("Answering", total, total - rest) as advance,
+        job_progress("Answering", total, total - rest, bar=shard.process == 0) as advance,
     ):
         for number in left:
             store.add(_CONFIGURATION, number, asker.ask([items[place] for place in batches[number]]))

@@ -6,6 +6,7 @@ The page is served to this machine alone, fetches nothing from elsewhere, and fo
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import signal
 import sys
 import threading
@@ -41,10 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until interrupted."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"topv ui needs Gradio, which cannot be imported ({error}): pip install 'topv[ui]'") from error
+    # Found, not imported: Gradio makes its folder for files while it is imported, before it is told where.
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("topv ui needs Gradio: pip install 'topv[ui]'")
     from ..loading import BUNDLED, TILED, load_model, placement
     from ..ui.comparing import Comparer
     from ..ui.limits import Limits

@@ -12,7 +12,19 @@ _Scope = MutableMapping[str, Any]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _Application = Callable[[_Scope, Any, _Send], Awaitable[None]]
 
-_FETCHING = ("/file=http:", "/file=https:", "/proxy=")
+# Gradio's routes that fetch from other servers, or keep what visitors do or send beyond what the page needs.
+_REFUSED = (
+    "/file=http:",
+    "/file=https:",
+    "/proxy=",
+    "/deep_link",
+    "/monitoring",
+    "/process_recording",
+    "/profiling",
+    "/run-history",
+    "/undo-vibe-edit",
+    "/vibe-",
+)
 
 # Scripts of Gradio's are inline and evaluated; nothing may come from, or go, elsewhere.
 _POLICY = "; ".join(
@@ -31,7 +43,7 @@ _HEADERS = [
 
 
 class Guard:
-    """ASGI middleware: refuses the routes with which Gradio fetches other servers' files for a visitor, and tells the
+    """ASGI middleware: refuses the routes of Gradio's that the page has no use for and a visitor might, and tells the
     browser to load nothing from elsewhere.
 
     Args:
@@ -58,8 +70,8 @@ class Guard:
             return
         path = unquote(str(scope["path"])).lower()
         refusal = b""
-        if any(route in path for route in _FETCHING):
-            refusal = b"topv ui fetches nothing from other servers"
+        if any(route in path for route in _REFUSED):
+            refusal = b"topv ui fetches nothing from other servers, and has no use for this route"
         elif self._hosts is not None and _host(scope) not in self._hosts:
             refusal = b"topv ui serves this machine alone: ask for it as 127.0.0.1 or localhost"
         if refusal:

@@ -92,10 +92,11 @@ def _verdict(outcome: Outcome | None) -> str:
 
 
 def _outcome_card(outcome: Outcome, snapshot: Snapshot) -> str:
-    label = escape(outcome.result.label)
-    parts = [f'<article class="topv-card" aria-label="Savings of {label}"><h3>{label}</h3><div class="topv-pictures">']
+    label, many = escape(outcome.result.label), len(snapshot.views) > 1
+    parts = [f'<article class="topv-card" aria-label="Savings of {label}"><h3>{label}</h3>']
+    parts.append(f'<div class="topv-pictures{" topv-many" if many else ""}">')
     for view, marks in list(zip(snapshot.views, outcome.marks, strict=True))[:_SHOWN_GRIDS]:
-        parts += _figures(view, marks, named=len(snapshot.views) > 1)
+        parts += _figures(view, marks, named=many)
     parts.append("</div>")
     if (more := len(snapshot.views) - _SHOWN_GRIDS) > 0:
         parts.append(f'<p class="topv-soft">and {more} more parts of the picture, below</p>')
