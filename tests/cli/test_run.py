@@ -201,6 +201,36 @@ def test_a_finished_job_is_not_done_again_and_another_is_told(topv, model_dir, p
     assert "'none' now" in err
 
 
+def test_files_may_change_while_a_job_is_down(topv, model_dir, photos, tmp_path, monkeypatch):
+    out, asked = tmp_path / "answers.jsonl", []
+    ask = BatchAsker.ask
+
+    def interrupted(self: BatchAsker, items: list[JobItem]) -> list[dict[str, Any]]:
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append([Path(item.image or "").name for item in items])
+        return ask(self, items)
+
+    command = ("run", photos, "--prompt", "w8", "--out", out, "--model", model_dir, "--max-new-tokens", 1)
+    monkeypatch.setattr(BatchAsker, "ask", interrupted)
+    assert topv(*command, "--batch-size", 2)[0] == 130
+    assert asked == [["0.png", "2.png"]]
+    assert not out.exists()
+    code, _, err = topv(*command, "--batch-size", 3)
+    assert code == 2
+    assert "batch_size: 2 there, 3 now" in err
+    monkeypatch.setattr(BatchAsker, "ask", ask)
+    draw(photos / "0.png", (400, 300))
+    draw(photos / "1.png", (24, 24))
+    draw(photos / "empty.png")
+    (photos / "4.png").write_bytes(b"spoilt")
+    assert topv(*command, "--batch-size", 2)[0] == 0
+    found = {Path(row["image"]).name: row["error"] for row in rows(out)}
+    assert [name for name, error in found.items() if error is None] == ["0.png", "1.png", "2.png", "3.png", "empty.png"]
+    assert json.loads((tmp_path / "answers.jsonl.work" / "plan.json").read_text())[0] == [0, 2]
+    assert list((tmp_path / "answers.jsonl.work").glob("answers-*")) == []
+
+
 def test_not_one_answer_is_a_failure(topv, model_dir, photos, tmp_path):
     command = ("run", photos / "text.jpg", "--prompt", "w8", "--out", tmp_path / "a.jsonl", "--model", model_dir)
     assert topv(*command)[0] == 1

@@ -46,7 +46,7 @@ _LINK = """(...values) => {
 }"""
 # What changes in the element is read out.
 _LIVE = 'element.setAttribute("role", "status");'
-_STATE_SECONDS = 3600
+_KEPT_SECONDS = 3600
 
 
 def build_page(slot: ModelSlot, limits: Limits, *, measure: bool) -> gr.Blocks:
@@ -75,12 +75,23 @@ class _Seen:
         return [column.label for column in self.snapshot.columns if column.outcome is not None]
 
 
+class _News:
+    """Lets HTML through when it has changed, so that nothing is drawn or read out twice."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, str] = {}
+
+    def __call__(self, place: str, html: str) -> Any:
+        old, self._last[place] = self._last.get(place), html
+        return gr.skip() if old == html else html
+
+
 class _Page:
     def __init__(self, slot: ModelSlot, limits: Limits, measure: bool) -> None:
         self._slot, self._limits, self._measure = slot, limits, measure
         self._pictures = subjects_from_scenes(PICTURES, [])
         self._running: dict[str, threading.Event] = {}
-        with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(600, _STATE_SECONDS)) as self.blocks:
+        with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS)) as self.blocks:
             self._lay_out()
             self._connect()
         self.blocks.queue(max_size=limits.queue, default_concurrency_limit=1, api_open=False)
@@ -149,7 +160,7 @@ class _Page:
             with gr.Row(equal_height=False, elem_id="topv-look-row"):
                 self._tokens_map = gr.HTML(js_on_load=_asset("explorer.js"), elem_id="topv-token-map", min_width=280)
                 self._panel = gr.HTML(js_on_load=_LIVE, elem_id="topv-panel", min_width=280)
-        self._seen = gr.State(None, time_to_live=_STATE_SECONDS)
+        self._seen = gr.State(None, time_to_live=_KEPT_SECONDS)
 
     # ---- what sets off what -----------------------------------------------------------------------------------
 
@@ -254,12 +265,13 @@ class _Page:
                     return
             run = self._slot.comparer.run(subject, specs, max_new_tokens=count, measure=measure is True, stop=stop)
             drawn: tuple[Outcome | None, ...] = ()
+            news = _News()
             for snapshot in run:
                 status = status_line(snapshot.stage, snapshot.done, 0 if snapshot.finished else snapshot.steps)
                 outcomes = tuple(column.outcome for column in snapshot.columns)
                 pictures = gr.skip() if outcomes == drawn else outcome_cards(snapshot)
                 drawn = outcomes
-                shown = [status, answer_cards(snapshot), pictures]
+                shown = [news("status", status), news("answers", answer_cards(snapshot)), pictures]
                 if not snapshot.finished:
                     yield [*shown, gr.DownloadButton(interactive=False), None, *begun, *rest]
                     continue
