@@ -10,7 +10,10 @@ OLDEST_STAMP := $(OLDEST)/.installed
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 
-.PHONY: demo test test-oldest test-lmms clean
+UI := .venv-ui
+UI_STAMP := $(UI)/.installed
+
+.PHONY: demo test test-oldest test-lmms test-ui clean
 
 demo: $(STAMP)
 	$(BIN)/topv compare --methods none,fastv,topv --report demo-output/report.html
@@ -43,6 +46,18 @@ $(LMMS_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
 	$(LMMS)/bin/python tests/lmms/repair_torchvision.py
 	touch $(LMMS_STAMP)
 
+# The page in a real Chromium (Debian's package chromium, or $TOPV_CHROMIUM). Screenshots go to runs/ui.
+test-ui: $(UI_STAMP)
+	$(UI)/bin/python -m pytest tests/ui tests/cli/test_ui.py
+
+# Gradio takes an older Pillow than the rest.
+$(UI_STAMP): pyproject.toml constraints.txt
+	test -x $(UI)/bin/python || $(PYTHON) -m venv $(UI)
+	$(UI)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	sed 's/^pillow==.*/pillow==12.3.0/' constraints.txt > $(UI)/constraints.txt
+	$(UI)/bin/python -m pip install --quiet --constraint $(UI)/constraints.txt --editable '.[ui]' playwright pytest
+	touch $(UI_STAMP)
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -50,4 +65,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LMMS) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LMMS) $(UI) runs/ui demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

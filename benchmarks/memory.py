@@ -26,7 +26,7 @@ def measure(options: argparse.Namespace, spec: str) -> dict[str, int]:
     """The peaks of one method, in this process."""
     import torch
 
-    from topv.cli.method_spec import parse_methods
+    from topv.ask.method_spec import parse_methods
     from topv.measure import kv_cache_bytes, profile_generation
     from topv.measure.random_model import build_random_model, random_inputs
     from topv.measure.resident import ResidentMeter, settle, touch_weights

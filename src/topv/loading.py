@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "load_model", "open_image", "placement"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "image_size", "load_model", "open_image", "placement"]
 
 MAX_PIXELS = 64_000_000
 """Largest image, in pixels, that `open_image` decodes by default: enough for a 50-megapixel camera."""
+
+MAX_BYTES = 1 << 29
+"""Largest image file, in bytes, that `open_image` reads: as much as the largest image takes uncompressed."""
 
 MAX_ASPECT = 200
 """Largest ratio of an image's sides: processors scale the short side up, so a 1-pixel strip would become huge."""
@@ -71,6 +74,22 @@ def open_image(source: str | PathLike[str] | bytes, *, max_pixels: int = MAX_PIX
             raise InputError(f"{name} is a damaged {image.format} image: {error}. Save it anew.") from error
 
 
+def image_size(path: str | PathLike[str]) -> tuple[int, int] | None:
+    """Width and height that an image file's header gives, without decoding it; None where it gives none."""
+    from PIL import Image
+
+    try:
+        # Opening anything but a plain file, such as a pipe, may never return.
+        if not Path(path).is_file():
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                return image.size
+    except Exception:
+        return None
+
+
 _SMALLER = "Scale the image down, or raise max_pixels if you trust it."
 
 
@@ -85,6 +104,8 @@ def _content(source: str | PathLike[str] | bytes) -> tuple[bytes, str]:
         if not path.is_file():
             raise InputError(f"{name} is not a file. Expected the path of an image file.")
         try:
+            if (size := path.stat().st_size) > MAX_BYTES:
+                raise InputError(f"{name} is a file of {size:,} bytes, more than the limit of {MAX_BYTES:,}.")
             content = path.read_bytes()
         except OSError as error:
             raise InputError(f"{name} cannot be read: {error.strerror}.") from error

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tiny_models import SIDE, TOKENS
-from topv.cli.samples import TASKS, subjects_from_scenes
+from topv.ask.samples import TASKS, subjects_from_scenes
 from topv.loading import load_model
 from topv.methods import TopV
 from topv.runtime import prune

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from topv.cli.method_spec import parse_methods
+from topv.ask.method_spec import parse_methods
 from topv.errors import InputError
 from topv.methods import VTW, FastV, MeanCost, Random, TopV, Uniform
 

@@ -60,7 +60,7 @@ def test_another_setup_is_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"questions: 4 there, 5 now"):
         AnswerStore(tmp_path, {**SETUP, "questions": 5})
     (tmp_path / "setup.json").write_text("{")
-    with pytest.raises(InputError, match="not what an evaluation wrote"):
+    with pytest.raises(InputError, match="not what topv wrote"):
         AnswerStore(tmp_path, SETUP)
     with pytest.raises(InputError, match="cannot keep answers"):
         AnswerStore(tmp_path / "setup.json" / "x", SETUP)

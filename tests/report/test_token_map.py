@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from topv.errors import InputError
-from topv.report import draw_heat_map, draw_token_map, enlarge, seen_image
-from topv.report.token_map import RECOVERED
+from topv.report import draw_heat_map, draw_token_map, enlarge, outline_token, seen_image
+from topv.report.token_map import CHOSEN, RECOVERED
 
 CELL = 20
 
@@ -50,6 +50,19 @@ def test_recovered_cells_are_clear_with_an_outline():
     assert (border == RECOVERED).all()
     assert (outlined[2:-2, 2:-2] == cell(image, 1, 0)[2:-2, 2:-2]).all()
     assert (cell(drawn, 0, 1) == cell(image, 0, 1)).all()
+
+
+def test_one_token_is_outlined_and_the_rest_left_alone():
+    image = noise(3 * CELL, 3 * CELL)
+    outlined = outline_token(image, (3, 3), 4)
+    changed = (np.asarray(outlined) != np.asarray(image)).any(-1)
+    assert (np.asarray(outlined)[changed] == CHOSEN).all()
+    rows, columns = changed.nonzero()
+    assert {rows.min(), columns.min()} == {CELL - 1}
+    assert {rows.max(), columns.max()} == {2 * CELL}
+    assert not changed[CELL + 3 : 2 * CELL - 3, CELL + 3 : 2 * CELL - 3].any()
+    with pytest.raises(InputError, match="cell 9 is outside"):
+        outline_token(image, (3, 3), 9)
 
 
 def test_everything_kept_is_the_image_itself():

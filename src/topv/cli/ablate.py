@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.out, "--out")
     if not 0 < args.reduction < 1:
         raise InputError(f"--reduction {args.reduction}: expected a share between 0 and 1, such as 0.5.")
+    from ..ask.method_spec import parse_methods
     from ..evaluate import SWEEPS, sweep
     from ..methods import TopV
     from .console import output_console, print_line, progress, quiet_transformers
-    from .method_spec import parse_methods
 
     quiet_transformers()
     names = list(SWEEPS) if args.sweeps == ["all"] else list(dict.fromkeys(args.sweeps))

@@ -15,8 +15,8 @@ from ..errors import InputError
 from .options import add_model_options, check_writable, keep_value, positive_int
 
 if TYPE_CHECKING:
+    from ..ask.method_spec import MethodSpec
     from ..measure.bench import Measurement
-    from .method_spec import MethodSpec
 
 EPILOG = """\
 examples:
@@ -166,8 +166,8 @@ def _measure(args: argparse.Namespace) -> Iterator[dict[str, str]]:
     """Rows of every batch, then of the largest batches that fit."""
     import shlex
 
+    from ..ask.method_spec import UNPRUNED, MethodSpec, parse_methods
     from ..measure.bench_rows import Budget, Setting, bench_row
-    from .method_spec import UNPRUNED, MethodSpec, parse_methods
 
     specs = [spec for spec in parse_methods(args.methods, keep=args.keep, layer=args.layer) if spec.method is not None]
     specs.insert(0, MethodSpec(UNPRUNED, None))
@@ -247,9 +247,9 @@ def _preset(args: argparse.Namespace) -> tuple[Any, Callable[[int], dict[str, An
 def _loaded(args: argparse.Namespace) -> tuple[Any, Callable[[int], dict[str, Any]]]:
     import torch
 
+    from ..ask.prompts import build_inputs
+    from ..ask.samples import subjects_from_files, subjects_from_scenes
     from ..loading import load_model
-    from .prompts import build_inputs
-    from .samples import subjects_from_files, subjects_from_scenes
 
     prompt = _PROMPT if args.prompt is None else args.prompt
     files = None if args.image is None else [args.image]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .options import add_budget_options, add_model_options, check_writable, positive_int
 
 if TYPE_CHECKING:
+    from ..ask.case import TimingPlan
+    from ..ask.method_spec import MethodSpec
+    from ..ask.samples import Subject
     from ..report import Case, Comparison
-    from .case import TimingPlan
-    from .method_spec import MethodSpec
-    from .samples import Subject
 
 EPILOG = """\
 examples:
@@ -75,16 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and write what was asked for."""
     _check_output(args)
+    from ..ask.method_spec import parse_methods
     from .console import progress, quiet_transformers
-    from .method_spec import parse_methods
 
     specs = parse_methods(
         args.methods, keep=args.keep, visual_flops=args.visual_flops, kv_share=args.kv_share, layer=args.layer
     )
     subjects = _subjects(args)
     quiet_transformers()
+    import shlex
+
+    from ..ask.case import TimingPlan
+    from ..ask.comparison import comparison_of
     from ..loading import BUNDLED, TILED, load_model
-    from .case import TimingPlan
 
     with progress(f"Loading {args.model}"):
         model, processor = load_model(args.model, dtype=args.dtype, device=args.device)
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         check_answers=args.model in (BUNDLED, TILED),
     )
-    comparison = _comparison(args, model, cases, plan)
+    comparison = comparison_of(model, args.model, shlex.join(args.command_line), cases, plan)
     _write(args, comparison)
     return 0
 
@@ -114,8 +117,8 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _subjects(args: argparse.Namespace) -> list[Subject]:
+    from ..ask.samples import TASKS, subjects_from_files, subjects_from_scenes
     from ..errors import InputError
-    from .samples import TASKS, subjects_from_files, subjects_from_scenes
 
     if args.image is None:
         return subjects_from_scenes(args.samples or len(TASKS), args.prompt)
@@ -144,7 +147,7 @@ def _run_cases(
     max_new_tokens: int,
     check_answers: bool,
 ) -> tuple[Case, ...]:
-    from .case import answer_case, time_case
+    from ..ask.case import answer_case, time_case
     from .console import progress
 
     with progress("Answering", len(subjects) * len(specs)) as advance:
@@ -167,39 +170,6 @@ def _run_cases(
             time_case(model, processor, subject, case, specs, plan, advance)
             for subject, case in zip(subjects, cases, strict=True)
         )
-
-
-def _comparison(args: argparse.Namespace, model: Any, cases: tuple[Case, ...], plan: TimingPlan | None) -> Comparison:
-    import datetime
-    import shlex
-
-    from ..measure import describe_environment
-    from ..measure.latency import median_interval
-    from ..models import family_of
-    from ..report import Comparison
-
-    environment = describe_environment()
-    device = next(model.parameters()).device
-    timing = None
-    if plan is not None:
-        _, coverage = median_interval(plan.repetitions)
-        timing = {**vars(plan), "coverage": coverage}
-    return Comparison(
-        model={
-            "name": args.model,
-            "class": type(model).__name__,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "attention": model.config._attn_implementation,
-            "layers": len(family_of(model).layers),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
-        environment=environment.to_dict(),
-        device=environment.device_name(device),
-        command=shlex.join(args.command_line),
-        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        timing=timing,
-        cases=cases,
-    )
 
 
 def _write(args: argparse.Namespace, comparison: Comparison) -> None:

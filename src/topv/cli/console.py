@@ -64,18 +64,19 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: int | None = None) -> Iterator[Advance]:
+def progress(description: str, total: int | None = None, done: int = 0) -> Iterator[Advance]:
     """A progress bar on stderr for the block, on terminals only; calling what it yields advances it.
 
     Args:
         description: what is going on.
         total: number of steps; None when unknown, for a bar that only moves.
+        done: how many of them were done before, which say nothing of how long the others take.
     """
     columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
     columns += [MofNCompleteColumn(), TimeRemainingColumn()] if total else []
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(description, total=total, completed=done)
 
         def advance(steps: int = 1) -> None:
             bar.advance(task, steps)

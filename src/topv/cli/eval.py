@@ -99,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
     for path, option in ((args.out, "--out"), (args.json, "--json"), (args.plot, "--plot")):
         if path is not None:
             check_writable(path, option)
+    from ..ask.method_spec import parse_methods
     from .console import output_console, print_line, progress, quiet_transformers
-    from .method_spec import parse_methods
 
     quiet_transformers()
     specs = parse_methods([args.methods])

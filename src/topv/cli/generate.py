@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, streaming the answer."""
+    from ..ask.method_spec import parse_methods
     from .console import progress, quiet_transformers
-    from .method_spec import parse_methods
 
     specs = parse_methods(
         [args.method], keep=args.keep, visual_flops=args.visual_flops, kv_share=args.kv_share, layer=args.layer
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from ..ask.prompts import build_inputs
     from ..runtime import prune
-    from .prompts import build_inputs
     from .streaming import SafeStreamer
 
     inputs = build_inputs(model, processor, image, args.prompt)

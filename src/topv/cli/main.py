@@ -17,6 +17,8 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "compare": "ask the same questions under several methods, side by side, with an HTML report",
     "generate": "answer one question about one image, pruned, as a stream",
+    "run": "answer questions about a folder, glob or JSONL of images, to a JSONL of answers, with resume",
+    "ui": "a page in the browser: ask about a picture, see which tokens stay and what they contribute",
     "eval": "accuracy of every method on the bundled tasks, at equal savings of visual FLOPs",
     "ablate": "vary one choice of TopV at a time: accuracy and foreground kept, on the validation split",
     "bench": "speed: time to first token by stages, decoding and throughput, as ratios to the unpruned model",
@@ -40,6 +42,7 @@ examples:
   topv compare --image photo.jpg --prompt "What is written?" --methods none,fastv,topv --keep 0.5 0.25
   topv compare --model llava-hf/llava-1.5-7b-hf --image photo.jpg --prompt "What is written?"
   topv generate --image photo.jpg --prompt "What is this?" --keep 0.25 --report-tokens
+  topv run photos --prompt "What is written?" --out answers.jsonl
   topv eval --questions 50                            accuracy with intervals, on questions of eight kinds
 
 methods:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .options import add_model_options, check_writable, keep_value, positive_int
 
 if TYPE_CHECKING:
+    from ..ask.method_spec import MethodSpec
+    from ..ask.samples import Subject
     from ..report.memory import ArmMemory, PromptMemory
-    from .method_spec import MethodSpec
-    from .samples import Subject
 
 EPILOG = """\
 examples:
@@ -144,8 +144,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _specs(args: argparse.Namespace) -> list[MethodSpec]:
+    from ..ask.method_spec import UNPRUNED, MethodSpec, parse_methods
     from ..errors import InputError
-    from .method_spec import UNPRUNED, MethodSpec, parse_methods
 
     specs = parse_methods(args.methods, keep=[] if args.keep is None else [args.keep], layer=args.layer)
     if all(spec.method is not None for spec in specs):
@@ -159,7 +159,7 @@ def _specs(args: argparse.Namespace) -> list[MethodSpec]:
 
 def _subjects(args: argparse.Namespace) -> list[tuple[str | None, Subject]]:
     """The prompts, each with the bundled task it is from where the paper's figures are asked for."""
-    from .samples import Subject, subjects_from_files, subjects_from_scenes
+    from ..ask.samples import Subject, subjects_from_files, subjects_from_scenes
 
     if args.paper_figures:
         from ..evaluate import bundled_examples
@@ -185,8 +185,8 @@ def _at_paper_budget(args: argparse.Namespace, specs: list[MethodSpec]) -> list[
     """With --paper-figures and no budget given, the specs with what removes the paper's share of visual FLOPs."""
     if not args.paper_figures or args.keep is not None:
         return specs
+    from ..ask.method_spec import MethodSpec
     from ..report.memory_paper import VISUAL_FLOPS_REMOVED
-    from .method_spec import MethodSpec
 
     found = []
     for spec in specs:
@@ -212,9 +212,9 @@ def _arm(
 ) -> ArmMemory:
     import contextlib
 
+    from ..ask.prompts import build_inputs
     from ..measure.memory import memory_history, profile_generation
     from ..report.memory import ArmMemory
-    from .prompts import build_inputs
 
     inputs = build_inputs(model, processor, subject.image, subject.prompt)
     name = spec.label.split()[0]
@@ -240,9 +240,9 @@ def _resident(args: argparse.Namespace, subject: Subject, spec: MethodSpec) -> A
 
     import torch
 
+    from ..ask.method_spec import UNPRUNED
     from ..measure.memory import MemorySample, MemoryTimeline
     from ..report.memory import Resident
-    from .method_spec import UNPRUNED
     from .resident_worker import measure_resident
 
     settings = ",".join(f"{key}={value}" for key, value in (spec.settings or {}).items())

@@ -59,13 +59,13 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(job["threads"])
+    from ..ask.method_spec import parse_methods
+    from ..ask.prompts import build_inputs
     from ..loading import load_model, open_image
     from ..measure.memory import profile_generation
     from ..measure.resident import ResidentMeter, settle, touch_weights
     from ..models import family_of
     from .console import quiet_transformers
-    from .method_spec import parse_methods
-    from .prompts import build_inputs
 
     quiet_transformers()
     model, processor = load_model(job["model"], dtype=job["dtype"], device="cpu")

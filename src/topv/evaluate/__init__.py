@@ -7,7 +7,7 @@ from .examples import TASKS, Example, bundled_examples
 from .provenance import provenance
 from .runner import Answer, Asker, answer_examples, foreground_shares
 from .statistics import Interval, macro_interval
-from .store import AnswerStore
+from .store import AnswerStore, write_whole
 from .subjects import grids_of, view_of
 from .tables import (
     ablation_bars,
@@ -47,4 +47,5 @@ __all__ = [
     "size_table",
     "sweep",
     "view_of",
+    "write_whole",
 ]

@@ -21,7 +21,7 @@ __all__ = ["Shard", "evaluate"]
 
 @dataclass(frozen=True)
 class Shard:
-    """This process among those that share an evaluation.
+    """This process among those that share the work.
 
     Attributes:
         process: its number.
@@ -49,7 +49,7 @@ class Shard:
             from accelerate import PartialState
         except ImportError as error:
             raise InputError(
-                f"{self.processes} processes share this evaluation, which needs accelerate: pip install accelerate"
+                f"{self.processes} processes share this work, which needs accelerate: pip install accelerate"
             ) from error
         return PartialState(cpu=not _on_gpu(), timeout=datetime.timedelta(days=30))
 

@@ -1,4 +1,4 @@
-"""Answers on disk, batch by batch, so that an evaluation can be killed and go on, and several processes share one."""
+"""Answers on disk, batch by batch, so that work can be killed and go on, and several processes share it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from ..errors import InputError
 
-__all__ = ["AnswerStore"]
+__all__ = ["AnswerStore", "write_whole"]
 
 _SETUP = "setup.json"
 
 
 class AnswerStore:
-    """A folder that holds what an evaluation has answered so far.
+    """A folder that holds what has been answered so far.
 
     Each batch is a line of a file that only one process writes, and is on disk before the next batch begins. A line
     that a kill cut short does not count.
@@ -27,7 +27,7 @@ class AnswerStore:
         process: number of this process.
 
     Raises:
-        InputError: when the folder holds another evaluation, or cannot be written.
+        InputError: when the folder holds other work, or cannot be written.
     """
 
     def __init__(self, folder: Path, setup: Mapping[str, Any], process: int = 0) -> None:
@@ -37,7 +37,7 @@ class AnswerStore:
             self._check(json.loads(json.dumps(dict(setup))))
             self._path = folder / f"answers-{process}.jsonl"
             whole = "".join(line + "\n" for line in _whole_lines(self._path))
-            _replace(self._path, whole)
+            write_whole(self._path, whole)
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot keep answers in {folder}: {error.strerror or error}") from error
@@ -45,17 +45,17 @@ class AnswerStore:
     def _check(self, setup: dict[str, Any]) -> None:
         path = self._folder / _SETUP
         if not path.exists():
-            _replace(path, json.dumps(setup, indent=1) + "\n")
+            write_whole(path, json.dumps(setup, indent=1) + "\n")
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} is not what an evaluation wrote. Choose another folder.") from error
+            raise InputError(f"{path} is not what topv wrote. Choose another folder.") from error
         differing = sorted(name for name in {*begun, *setup} if begun.get(name) != setup.get(name))
         if differing:
             shown = "; ".join(f"{name}: {begun.get(name)!r} there, {setup.get(name)!r} now" for name in differing)
             raise InputError(
-                f"{self._folder} holds an evaluation of another setup ({shown}). Give the same options to go on with "
-                "it, or another folder."
+                f"{self._folder} holds work with another setup ({shown}). Give the same options to go on with it, or "
+                "another folder."
             )
 
     def read(self) -> dict[tuple[str, int], list[dict[str, Any]]]:
@@ -85,8 +85,11 @@ def _whole_lines(path: Path) -> list[str]:
     return text.split("\n")[:-1]
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that nobody ever sees half of it."""
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that nobody ever sees half of it, not even after a crash."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)

@@ -2,7 +2,7 @@
 
 from .comparison import Case, Comparison, MethodResult, Summary
 from .html import render_html
-from .token_map import draw_heat_map, draw_token_map, enlarge, seen_image
+from .token_map import draw_heat_map, draw_token_map, enlarge, outline_token, seen_image
 
 __all__ = [
     "Case",
@@ -12,6 +12,7 @@ __all__ = [
     "draw_heat_map",
     "draw_token_map",
     "enlarge",
+    "outline_token",
     "render_html",
     "seen_image",
 ]

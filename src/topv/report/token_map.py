@@ -13,10 +13,13 @@ from PIL import Image, ImageDraw
 
 from ..errors import InputError
 
-__all__ = ["draw_heat_map", "draw_token_map", "enlarge", "seen_image"]
+__all__ = ["draw_heat_map", "draw_token_map", "enlarge", "outline_token", "seen_image"]
 
 RECOVERED = (255, 140, 0)
 """Outline of recovered tokens."""
+
+CHOSEN = (0, 229, 255)
+"""Outline of the token that is looked at."""
 
 _PRUNED_TOWARDS = 48
 _UNJUDGED = 118.0
@@ -138,6 +141,25 @@ def draw_heat_map(image: Image.Image, grid: tuple[int, int], importance: Sequenc
     colours = np.where(judged[:, None], _magma(level), _UNJUDGED)
     heat = _to_pixels(colours.reshape(*grid, 3), image.size)
     return Image.fromarray(_blend(_grey(image), heat, _HEAT_BLEND).astype(np.uint8), "RGB")
+
+
+def outline_token(image: Image.Image, grid: tuple[int, int], cell: int) -> Image.Image:
+    """The image with one token outlined.
+
+    Args:
+        image: the image as the model saw it.
+        grid: the shape (h, w) of its visual tokens.
+        cell: the token: row * w + column.
+
+    Raises:
+        InputError: when the cell is outside the grid.
+    """
+    if not 0 <= cell < grid[0] * grid[1]:
+        raise InputError(f"cell {cell} is outside a grid of {grid[0]} x {grid[1]}.")
+    drawn = image.copy()
+    left, top, right, bottom = _box(cell, grid, image.size)
+    ImageDraw.Draw(drawn).rectangle((left - 1, top - 1, right, bottom), outline=CHOSEN, width=3)
+    return drawn
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
