@@ -58,7 +58,9 @@ def test_demand_is_the_row_sum_of_the_plan() -> None:
         u = 1 / N / (kernel @ v)
         v = 1 / N / (kernel.T @ u)
     rows = u * (kernel @ v)
-    got = TopV(beta=0.0, gamma=0.0, recovery=0.0, normalize=True, eps=0.1, scale="max").score(seen, 10)[0]
+    got = TopV(importance="demand", beta=0.0, gamma=0.0, recovery=0.0, normalize=True, eps=0.1, scale="max").score(
+        seen, 10
+    )[0]
     want = (rows - rows.mean()) / rows.std(correction=0)
     assert torch.allclose(got.double(), want, atol=1e-3) or torch.equal(got.argsort(), rows.argsort())
 

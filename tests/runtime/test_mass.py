@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 import topv
 from reference import generated_reference, masked_forward, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
-from topv.cli.method_spec import parse_methods
+from topv.ask.method_spec import parse_methods
 from topv.errors import InputError
 from topv.methods import Evidence
 from topv.selection import mass_counts

@@ -67,7 +67,8 @@ class RecordingTopV(TopV):
 
     @torch.no_grad()
     def _plan(self, evidence: Evidence) -> torch.Tensor:
-        """P of each grid, (G, N, N): the problem that `transport.importance` solves for this reading."""
+        """P of each grid, (G, N, N): the problem that `transport.importance` solves for this reading; for "coverage",
+        which solves for no plan, the one that leaves all sources open at the same costs, under hard marginals."""
         source, target = self.problem(evidence)
         relaxed = self.importance == "relaxed"
         cost = transport.cost_matrix(
@@ -76,7 +77,7 @@ class RecordingTopV(TopV):
             evidence.coordinates,
             alpha=self.alpha,
             beta=self.beta,
-            gamma=self.gamma if relaxed else 0.0,
+            gamma=self.gamma if relaxed or self.importance == "coverage" else 0.0,
             sigma=self.sigma,
             normalize=self.normalize,
             scale=self.scale,

@@ -40,6 +40,7 @@ def _readings(base: TopV) -> list[tuple[str, Method]]:
         for reading in ("demand", "potential")
         for iterations in (1, 3, 10, 100)
     ]
+    variants.insert(0, ("coverage", replace(base, importance="coverage")))
     return [*variants, *((f"relaxed, rho={rho:g}", replace(base, importance="relaxed", rho=rho)) for rho in (0.1, 1.0))]
 
 
