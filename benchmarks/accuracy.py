@@ -57,7 +57,7 @@ class Field:
             *("--split", options.split, "--questions", str(options.questions)),
             *("--batch-size", str(options.batch_size), "--device", options.device),
             *("--work", f"{where}", "--out", f"{where}.md", "--json", f"{where}.json", "--plot", f"{where}.png"),
-            *([] if self.reductions.startswith("0.25") else ["--no-foreground"]),
+            *(["--no-foreground"] if options.no_foreground or len(self.reductions) < 5 else []),
         ]
 
 
@@ -87,10 +87,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="questions per batch (32)")
     parser.add_argument("--device", default="cpu", help="where the models run (cpu)")
     parser.add_argument("--processes", type=int, default=1, help="fields evaluated at a time (1)")
+    parser.add_argument("--no-foreground", action="store_true", help="leave out the foreground tables")
+    parser.add_argument("--fields", default="", help="only fields with this in their name")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder for answers (runs/accuracy)")
     parser.add_argument("--out", type=Path, default=Path("docs/results/accuracy.md"), help="the page")
     options = parser.parse_args()
-    every = fields(options.models.split(","))
+    every = [field for field in fields(options.models.split(",")) if options.fields in field.stem]
     options.work.mkdir(parents=True, exist_ok=True)
 
     def run(field: Field) -> None:
