@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "answer one question about one image, pruned, as a stream",
     "eval": "accuracy of every method on the bundled tasks, at equal savings of visual FLOPs",
     "ablate": "vary one choice of TopV at a time: accuracy and foreground kept, on the validation split",
+    "reproduce": "the paper's experiments as named recipes, published figures beside measured ones",
     "bench": "speed: time to first token by stages, decoding and throughput, as ratios to the unpruned model",
     "profile": "memory after every generated token, of the unpruned model and its rivals",
     "models": "which architectures are pruned exactly, and why the others cannot be",
