@@ -16,6 +16,7 @@ from .tables import (
     accuracy_tables,
     difference_table,
     foreground_table,
+    markdown,
     size_table,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "foreground_table",
     "grids_of",
     "macro_interval",
+    "markdown",
     "provenance",
     "readings",
     "size_table",
