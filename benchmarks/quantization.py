@@ -4,8 +4,8 @@
 
 Weights are quantized by torchao (all linear maps but the one that is tied to the token embeddings), the KV cache by HQQ
 as transformers' `QuantizedCache` does: pip install 'topv[quantization]'. Every combination answers the same questions.
-Pruning is TopV at equal shares of visual FLOPs. The bytes are those of the weights and of the KV cache after the
-prefill, for as many prompts at once as --prompts says.
+Pruning is TopV, or --method, at equal shares of visual FLOPs. The bytes are those of the weights and of the KV cache
+after the prefill, for as many prompts at once as --prompts says.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 import topv
+from topv.cli.method_spec import parse_methods
 from topv.cli.options import add_model_options, positive_int
 from topv.errors import InputError
 from topv.evaluate import (
@@ -143,6 +144,9 @@ def set_cache(model: Any, kind: str) -> None:
 
 def measure(args: argparse.Namespace) -> tuple[list[Row], str]:
     """Every combination's row, and how they were made."""
+    method = parse_methods([args.method])[0].method
+    if method is None:
+        raise InputError(f"--method {args.method!r} prunes nothing. Expected a method such as topv.")
     rows: list[Row] = []
     base: Mapping[str, Sequence[Answer]] | None = None
     made_with = ""
@@ -157,13 +161,19 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], str]:
         quantize_weights(model, kind)
         packed, held = weight_bytes(model)
         grids = grids_of(model, processor, flat[0])
-        configurations = at_equal_reductions(model, [("topv", topv.TopV())], args.reductions, grids=grids)
+        configurations = at_equal_reductions(model, [(args.method, method)], args.reductions, grids=grids)
         for cache in args.caches:
             set_cache(model, cache)
             store = None
             if args.work is not None:
                 setup = {"model": args.model, "weights": kind, "cache": cache, "split": args.split}
-                setup |= {"questions": len(flat), "reductions": args.reductions, "batch_size": args.batch_size}
+                setup |= {
+                    "method": repr(method),
+                    "tasks": args.tasks,
+                    "questions": len(flat),
+                    "reductions": args.reductions,
+                    "batch_size": args.batch_size,
+                }
                 store = AnswerStore(args.work / f"{kind}-{cache}", setup)
             found = evaluate(model, processor, flat, configurations, batch_size=args.batch_size, store=store)
             assert found is not None
@@ -265,8 +275,9 @@ row, and bold where its interval excludes 0. Weights: 8 bits with a scale for ea
 every {group}. KV cache: 8 or 4 bits with a scale and a zero point for every {group} numbers. The prefill sees its own
 keys and values unquantized, and so does the first token of an answer: only answers of several tokens (words, captions,
 descriptions) can tell a quantized cache. Bytes are those of the weights (4-bit ones counted as 4 bits) and of the KV
-cache after the prefill. In memory the weights take {held}: torchao keeps a 4-bit weight in a byte on a CPU. A row is on
-the frontier where no other is as accurate with fewer bytes."""
+cache after the prefill. A row is on the frontier where no other is as accurate with fewer bytes.
+
+In memory the weights take {held}: torchao keeps a 4-bit weight in a byte on a CPU."""
 
 
 def page(rows: Sequence[Row], made_with: str, prompts: int) -> str:
@@ -285,7 +296,7 @@ def plot(rows: Sequence[Row], prompts: int, path: Path) -> None:
     sizes = dict(zip(CACHES, (90, 50, 22), strict=True))
     shares = sorted({row.pruning for row in rows})
     markers = dict(zip(shares, "osD^v", strict=False))
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.subplots()
     line = frontier(rows, prompts)
     axes.plot(
@@ -307,7 +318,9 @@ def plot(rows: Sequence[Row], prompts: int, path: Path) -> None:
     axes.set_xlabel(f"weights and KV cache of {prompts} prompts, MB")
     axes.set_ylabel("accuracy, %, mean over tasks")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis("{x:g}")
+    figure.legend(fontsize="small", loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -319,6 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", nargs="+", default=list(WEIGHTS), choices=WEIGHTS)
     parser.add_argument("--caches", nargs="+", default=list(CACHES), choices=CACHES)
+    parser.add_argument("--method", default="topv", metavar="SPEC", help="how to prune (topv)")
     parser.add_argument("--reductions", nargs="+", type=float, default=[0.5, 0.75], metavar="SHARE")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--split", default="test", choices=("validation", "test"))

@@ -52,6 +52,7 @@ methods:
   uniform           an evenly spread subset, a control
   random            a random subset, a control
   facilitylocation  the set from which all targets are reached at least transport cost
+  framedifference   TopV on what changed since the frame before; of videos
   divprune          a set of tokens far from one another, before the decoder (arXiv 2503.02175)
   visionzip         ranks tokens by the vision tower's attention, before the decoder (arXiv 2412.04467)
   cdpruner          a diverse set given the prompt, before the decoder (arXiv 2506.10967)

@@ -3,7 +3,7 @@
 from .ablations import SWEEPS, sweep
 from .configurations import Configuration, at_equal_reductions, readings
 from .evaluation import Shard, evaluate
-from .examples import TASKS, Example, bundled_examples
+from .examples import CLIP_TASKS, TASKS, Example, bundled_clips, bundled_examples
 from .provenance import provenance
 from .runner import Answer, Asker, answer_examples, foreground_shares
 from .statistics import Interval, macro_interval
@@ -21,6 +21,7 @@ from .tables import (
 )
 
 __all__ = [
+    "CLIP_TASKS",
     "SWEEPS",
     "TASKS",
     "Answer",
@@ -36,6 +37,7 @@ __all__ = [
     "accuracy_tables",
     "answer_examples",
     "at_equal_reductions",
+    "bundled_clips",
     "bundled_examples",
     "difference_table",
     "evaluate",
