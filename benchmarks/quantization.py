@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], str]:
             args.split, args.questions, *([args.tasks] if view is None else [args.tasks, view.geometry])
         )
         flat = [example for task in args.tasks for example in examples[task]]
-        made_with = made_with or provenance(args.command_line, model, split=args.split, questions=len(flat))
+        if not made_with:
+            made_with = provenance(args.command_line, model, split=args.split, questions=len(flat))
+            made_with += f"\n- Quantized by: {', '.join(_versions('torchao', 'hqq'))}"
         quantize_weights(model, kind)
         packed, held = weight_bytes(model)
         grids = grids_of(model, processor, flat[0])
@@ -198,6 +201,17 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], str]:
                 )
                 print(_line(rows[-1], args.prompts), file=sys.stderr)
     return rows, made_with
+
+
+def _versions(*packages: str) -> list[str]:
+    """Each package with its version."""
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return found
 
 
 def _kv_bytes(model: Any, processor: Any, method: topv.Method | None, example: Any) -> int:

@@ -73,6 +73,7 @@ def test_every_plan_builds(name: str, tmp_path: Path) -> None:
     (bundled,) = bundled_steps(recipe, options)
     assert bundled.program == "topv"
     assert set(recipe.bundled.tasks or TASKS) <= set(TASKS)
+    assert ("--frames" in bundled.arguments) == (name == "video")
     steps = checkpoint_steps(recipe, options)
     for step in steps:
         assert str(tmp_path / step.model) in str(step)

@@ -79,11 +79,13 @@ class StandIn:
         model: a bundled model.
         split: of the bundled scenes.
         tasks: bundled tasks, or None for all.
+        frames: of the clips that are asked about; 1 for pictures.
     """
 
     model: str
     split: str
     tasks: tuple[str, ...] | None = None
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def load_recipe(name: str) -> Recipe:
         models=tuple(Checkpoint(**model) for model in data["models"]),
         benchmarks=tuple(Benchmark(**benchmark) for benchmark in data["benchmarks"]),
         arms=tuple(arm for entry in data["arms"] for arm in _arms(entry)),
-        bundled=StandIn(bundled["model"], bundled["split"], tuple(bundled["tasks"]) if "tasks" in bundled else None),
+        bundled=StandIn(**{**bundled, "tasks": tuple(bundled["tasks"]) if "tasks" in bundled else None}),
         figures=tuple(Figure(**figure) for figure in data["figures"]),
         prompt=data.get("prompt"),
     )

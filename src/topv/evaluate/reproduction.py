@@ -134,6 +134,7 @@ def bundled_steps(recipe: Recipe, options: Options) -> list[Step]:
     arguments += ["--methods", ",".join(_specs(recipe))]
     arguments += ["--reductions", f"{recipe.models[0].visual_flops:g}"]
     arguments += ["--tasks", ",".join(tasks)] if tasks else []
+    arguments += ["--frames", str(stand_in.frames)] if stand_in.frames > 1 else []
     questions = options.questions or (3 if recipe.kind == "dialogue" else 40)
     arguments += ["--questions", str(questions), "--work", str(folder / "answers"), "--json", str(folder / "eval.json")]
     return [_topv(options, arguments, folder / "eval.json", model)]
