@@ -119,7 +119,8 @@ def _list() -> int:
     for name in recipe_names():
         recipe = load_recipe(name)
         models = ", ".join(checkpoint.name for checkpoint in recipe.models)
-        rows.append([name, recipe.title, recipe.source, models, str(len(recipe.figures))])
+        known = "by topv profile" if recipe.kind == "profile" else str(len(recipe.figures))
+        rows.append([name, recipe.title, recipe.source, models, known])
     print_table(output_console(), ["recipe", "shows", "in the paper", "on", "figures known"], rows)
     return 0
 
