@@ -16,7 +16,8 @@ from topv.evaluate.recipe import KINDS, load_recipe, method_text, read_figures, 
 from topv.evaluate.reproduction import Options, Step, bundled_steps, checkpoint_steps, missing, read_scores, run_step
 from topv.methods import METHODS
 from topv.methods.settings import build_method, read_settings
-from topv.mini.scenes import TASKS
+from topv.mini import MINI_PATH
+from topv.mini.scenes import TASKS, draw_scene
 
 
 def figures(name: str) -> dict[tuple[str, str], float | str]:
@@ -197,10 +198,33 @@ def test_a_bundled_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     record = json.loads((tmp_path / "page.json").read_text())
     assert record["ran_on"] == "bundled"
     assert len(record["measured"]) == 7
-    log = next((tmp_path / "work").rglob("log.txt"))
+    (log,) = (tmp_path / "work").rglob("log.txt")
     before = log.stat().st_mtime_ns
     assert main(command) == 0
     assert log.stat().st_mtime_ns == before, "what was run to its end is not run again"
+
+
+def test_other_questions_are_another_evaluation(tmp_path: Path) -> None:
+    recipe = load_recipe("recovery")
+    works = {bundled_steps(recipe, Options(work=tmp_path, questions=count))[0].output for count in (1, 2, 2)}
+    assert len(works) == 2
+
+
+@pytest.mark.slow
+def test_a_dialogue_on_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "LLaVA-v1.5-7B").symlink_to(MINI_PATH)
+    draw_scene(2, "test").image.save(tmp_path / "picture.png")
+    command = ["reproduce", "dialogue-ocr", "--checkpoints", str(tmp_path), "--work", str(tmp_path / "work")]
+    command += ["--image", str(tmp_path / "picture.png"), "--json", str(tmp_path / "page.json")]
+    assert main(command) == 0
+    record = json.loads((tmp_path / "page.json").read_text())
+    assert record["ran_on"] == "checkpoints"
+    answers = record["measured"]["LLaVA-v1.5-7B"]
+    assert list(answers) == ["TopV", "Baseline", "FastV"]
+    page = capsys.readouterr().out
+    for label, answer in answers.items():
+        assert f"- {label}: {answer}" in page
+    assert '"Jump" written in black ink' in page
 
 
 def test_listing_and_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

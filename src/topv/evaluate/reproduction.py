@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shlex
@@ -136,7 +137,10 @@ def bundled_steps(recipe: Recipe, options: Options) -> list[Step]:
     arguments += ["--tasks", ",".join(tasks)] if tasks else []
     arguments += ["--frames", str(stand_in.frames)] if stand_in.frames > 1 else []
     questions = options.questions or (3 if recipe.kind == "dialogue" else 40)
-    arguments += ["--questions", str(questions), "--work", str(folder / "answers"), "--json", str(folder / "eval.json")]
+    arguments += ["--questions", str(questions)]
+    # Answers to other questions, or of other methods, are another evaluation.
+    folder /= hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:8]
+    arguments += ["--work", str(folder / "answers"), "--json", str(folder / "eval.json")]
     return [_topv(options, arguments, folder / "eval.json", model)]
 
 
