@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ def plot_accuracy(lines: Mapping[str, Sequence[Point]], unpruned: float, path: P
     """
     figure, axes = _figure((8, 5))
     axes.axhline(100 * unpruned, color="0.3", linewidth=1, linestyle="--", label="unpruned")
-    width = 0.012 * max(1, len(lines))
+    shares = sorted({round(share, 2) for points in lines.values() for share, *_ in points})
+    gap = min((high - low for low, high in itertools.pairwise(shares)), default=1.0)
+    width = min(0.012 * max(1, len(lines)), 0.6 * gap)
     for number, (label, points) in enumerate(lines.items()):
         # Side by side, so that intervals do not hide each other.
         shift = width * (number / max(1, len(lines) - 1) - 0.5) if len(lines) > 1 else 0.0
