@@ -24,6 +24,7 @@ def methods(keep: float | int) -> list[topv.Method]:
         topv.Uniform(keep=keep, layer=4),
         topv.MeanCost(keep=keep, target="mlp"),
         topv.FacilityLocation(keep=keep, relevance=1.0),
+        topv.FrameDifference(keep=keep, budget="grid"),
     ]
 
 

@@ -42,11 +42,26 @@ def test_methods_with_several_pruning_layers(tmp_path: Path) -> None:
     assert "| fastv |" in text.split("### Foreground kept")[1]
 
 
+def test_clips_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = tmp_path / "answers.json"
+    command = ["eval", "--model", "tiled", "--frames", "3", "--questions", "2", "--tasks", "glimpse,existence"]
+    command += ["--methods", "topv:budget=sample,framedifference", "--reductions", "0.5", "--json", str(answers)]
+    assert main(command) == 0
+    written = capsys.readouterr().out
+    assert "# Accuracy on clips of 3 frames" in written
+    assert "| framedifference minus | at 50% |" in written
+    found: dict[str, Any] = json.loads(answers.read_text())["answers"]
+    assert set(found) == {"unpruned", "topv budget=sample@0.5", "framedifference@0.5"}
+    (asked,) = {answer["visual_tokens"] for task in found["unpruned"].values() for answer in task}
+    assert asked == 3 * 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--methods", "pyramiddrop", "--reductions", "0.9"], "prune from an earlier layer"),
         (["--tasks", "countin"], "Did you mean 'counting'"),
+        (["--frames", "2", "--tasks", "ocr"], "unknown task 'ocr'"),
         (["--methods", "topw"], "Did you mean 'topv'"),
         (["--reductions", "0.99"], "out of reach"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),

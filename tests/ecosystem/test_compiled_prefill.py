@@ -49,6 +49,7 @@ def prefill(tiny: Any, inputs: dict[str, Any], method: topv.Method, **options: A
         ("llava", SINGLE, topv.Random(keep=0.4)),
         ("llava", RAGGED, topv.FacilityLocation(keep=0.4)),
         ("llava", SINGLE, topv.DivPrune(keep=0.4, layer=2)),
+        ("llava", [[3, "image", "image", 4]], topv.FrameDifference(keep=0.4)),
         ("internvl", RAGGED, topv.TopV(keep=0.4, budget="sample")),
         ("qwen2_5_vl", RAGGED, TOPV),
         ("qwen3_vl", RAGGED, TOPV),

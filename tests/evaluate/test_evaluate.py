@@ -69,6 +69,14 @@ def test_a_saving_out_of_reach_is_refused() -> None:
         at_equal_reductions(shared_llava(), METHODS, [0.9], grids=[TOKENS])
 
 
+def test_a_shared_budget_reaches_what_one_for_each_grid_does_not() -> None:
+    grids, reduction = [TOKENS // 9] * 9, 0.56
+    with pytest.raises(InputError, match="one for each budget"):
+        at_equal_reductions(shared_llava(), [("topv", topv.TopV())], [reduction], grids=grids)
+    (_, found) = at_equal_reductions(shared_llava(), [("topv", topv.TopV(budget="sample"))], [reduction], grids=grids)
+    assert found.method == topv.TopV(budget="sample", visual_flops=reduction)
+
+
 def test_readings_are_listed_beside_topv() -> None:
     labels = [label for label, _ in readings(METHODS)]
     assert labels == ["fastv", "vtw", "topv", "topv (relaxed)", "topv (potential)"]

@@ -26,7 +26,7 @@ examples:
   topv compare --image photo.jpg --prompt "What is written?" --prompt "How many people are there?"
   topv compare --methods none,topv:keep=64,topv:keep=64,importance=potential --no-timing --json
 
-methods: none topv fastv vtw meancost uniform random facilitylocation divprune visionzip cdpruner
+methods: none topv fastv vtw meancost uniform random facilitylocation framedifference divprune visionzip cdpruner
   pyramiddrop sparsevlm, with settings after a colon: topv:keep=0.25,layer=2.
   A wrong setting lists the valid ones; keep and layer set there go before --keep and --layer.
 

@@ -26,6 +26,7 @@ examples:
   topv eval --work runs/eval --out results.md                   the same, to be killed and run again at will
   accelerate launch --multi_gpu --num_processes 2 -m topv eval --work runs/eval      shared by two processes (the
                                                                 flag also serves CPUs)
+  topv eval --model tiled --frames 4 --methods topv,topv:budget=image,topv:budget=sample,framedifference
   topv eval --methods topv,topv:importance=potential,random --reductions 0.5 --tasks ocr,counting
 
 what the numbers mean:
@@ -38,6 +39,8 @@ what the numbers mean:
 _METHODS = "fastv,vtw,random,uniform,meancost,topv"
 
 
+_OWN = ("topv", "framedifference")
+"""Methods that are compared with every other, pair by pair."""
 _KEEPS = (0.5, 0.25)
 _READING = """\
 Accuracy is exact match, in %; for caption and description the F1 over words. Brackets hold 95 % intervals, by
@@ -49,6 +52,10 @@ _DIFFERENCES = """\
 Paired difference of the mean over tasks, in points, with 95 % intervals; bold where the interval excludes 0.
 
 """
+_CLIPS = """\
+Every frame is an image of the prompt. Half of the objects move; what does not is the same to the pixel in every frame.
+"glimpse" asks about an object that one frame alone shows, the other tasks about what all frames show. `budget=grid`
+keeps the same share of every grid, `budget=image` of every frame, `budget=sample` of the whole clip."""
 _FOREGROUND = """\
 ### Foreground kept
 
@@ -71,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shares of visual FLOPs to remove, comma-separated (0.25,0.5,0.75)",
     )
     parser.add_argument("--tasks", default=None, help="comma-separated; all bundled tasks by default")
+    parser.add_argument(
+        "--frames",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="ask about clips of N frames, each an image of the prompt, rather than about pictures",
+    )
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="scenes to ask about (test)")
     parser.add_argument("--questions", type=positive_int, default=200, metavar="N", help="questions per task (200)")
     parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="questions per batch (32)")
@@ -111,9 +125,11 @@ def run(args: argparse.Namespace) -> int:
             "--reductions sets their budgets."
         )
     from ..evaluate import (
+        CLIP_TASKS,
         TASKS,
         Shard,
         at_equal_reductions,
+        bundled_clips,
         bundled_examples,
         evaluate,
         grids_of,
@@ -127,10 +143,15 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{shard.processes} processes share this evaluation through a folder: give it with --work.")
     with progress("loading the model"):
         model, processor = load_model(args.model, dtype=args.dtype, device=args.device)
-    tasks = TASKS if args.tasks is None else tuple(dict.fromkeys(args.tasks.split(",")))
+    known = TASKS if args.frames == 1 else CLIP_TASKS
+    tasks = known if args.tasks is None else tuple(dict.fromkeys(args.tasks.split(",")))
     view = view_of(model, processor)
+    geometry = [] if view is None else [view.geometry]
     with progress("drawing the questions"):
-        examples = bundled_examples(args.split, args.questions, tasks, *([] if view is None else [view.geometry]))
+        if args.frames == 1:
+            examples = bundled_examples(args.split, args.questions, tasks, *geometry)
+        else:
+            examples = bundled_clips(args.split, args.questions, args.frames, tasks, *geometry)
     flat = [example for task in tasks for example in examples[task]]
     grids = grids_of(model, processor, flat[0])
     configurations = at_equal_reductions(model, methods, args.reductions, grids=grids)
@@ -153,13 +174,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     answers = {key: {task: [a for a in every if a.task == task] for task in tasks} for key, every in found.items()}
     head = [
-        "# Accuracy on the bundled tasks",
+        "# Accuracy on the bundled tasks" if args.frames == 1 else f"# Accuracy on clips of {args.frames} frames",
         provenance(args.command_line, model, split=args.split, questions=len(flat)),
     ]
     sections = [*head, *_accuracy(configurations, answers)]
     # Before the foreground, which takes a while: what was answered is not to be lost.
     _write(args, sections, configurations, answers)
-    if view is not None and len(view.places) == sum(grids):
+    if args.frames > 1:
+        sections.append(_CLIPS)
+    elif view is not None and len(view.places) == sum(grids):
         if not args.no_foreground:
             sections.append(_foreground(args, model, processor, methods, flat, view))
     else:
@@ -179,6 +202,7 @@ def _store(
     from ..measure import describe_environment
 
     versions = describe_environment().versions
+    clips = {} if args.frames == 1 else {"frames": args.frames}
     setup = {
         "model": args.model,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -189,6 +213,7 @@ def _store(
         "questions": questions,
         "batch_size": args.batch_size,
         "configurations": {c.key: repr(c.method) for c in configurations},
+        **clips,
         "versions": {name: versions[name] for name in ("topv", "torch", "transformers")},
     }
     return AnswerStore(args.work, setup, process)
@@ -201,7 +226,8 @@ def _accuracy(
 
     sections = [f"{_READING}\n\n{accuracy_tables(configurations, answers)}"]
     labels = list(dict.fromkeys(c.label for c in configurations if c.method is not None))
-    for label in [label for label in labels if label.split()[0] == "topv"] if len(labels) > 1 else []:
+    own = [label for label in labels if label.split()[0] in _OWN]
+    for label in own if len(labels) > 1 else []:
         sections.append(_DIFFERENCES.format(label=label) + difference_table(configurations, answers, label))
     sections.append("### By size of what is asked about\n\n" + size_table(configurations, answers))
     return sections

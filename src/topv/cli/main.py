@@ -21,6 +21,7 @@ COMMANDS = {
     "ui": "a page in the browser: ask about a picture, see which tokens stay and what they contribute",
     "eval": "accuracy of every method on the bundled tasks, at equal savings of visual FLOPs",
     "ablate": "vary one choice of TopV at a time: accuracy and foreground kept, on the validation split",
+    "reproduce": "the paper's experiments as named recipes, published figures beside measured ones",
     "bench": "speed: time to first token by stages, decoding and throughput, as ratios to the unpruned model",
     "profile": "memory after every generated token, of the unpruned model and its rivals",
     "models": "which architectures are pruned exactly, and why the others cannot be",
@@ -54,6 +55,7 @@ methods:
   uniform           an evenly spread subset, a control
   random            a random subset, a control
   facilitylocation  the set from which all targets are reached at least transport cost
+  framedifference   TopV on what changed since the frame before; of videos
   divprune          a set of tokens far from one another, before the decoder (arXiv 2503.02175)
   visionzip         ranks tokens by the vision tower's attention, before the decoder (arXiv 2412.04467)
   cdpruner          a diverse set given the prompt, before the decoder (arXiv 2506.10967)

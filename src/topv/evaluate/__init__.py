@@ -3,7 +3,7 @@
 from .ablations import SWEEPS, sweep
 from .configurations import Configuration, at_equal_reductions, readings
 from .evaluation import Shard, evaluate
-from .examples import TASKS, Example, bundled_examples
+from .examples import CLIP_TASKS, TASKS, Example, bundled_clips, bundled_examples
 from .provenance import provenance
 from .runner import Answer, Asker, answer_examples, foreground_shares
 from .statistics import Interval, macro_interval
@@ -16,10 +16,12 @@ from .tables import (
     accuracy_tables,
     difference_table,
     foreground_table,
+    markdown,
     size_table,
 )
 
 __all__ = [
+    "CLIP_TASKS",
     "SWEEPS",
     "TASKS",
     "Answer",
@@ -35,6 +37,7 @@ __all__ = [
     "accuracy_tables",
     "answer_examples",
     "at_equal_reductions",
+    "bundled_clips",
     "bundled_examples",
     "difference_table",
     "evaluate",
@@ -42,6 +45,7 @@ __all__ = [
     "foreground_table",
     "grids_of",
     "macro_interval",
+    "markdown",
     "provenance",
     "readings",
     "size_table",

@@ -57,8 +57,9 @@ def at_equal_reductions(
                 set_to: Method = replace(method, layer=layer_for_reduction(family, sum(grids), reduction))
             else:
                 set_to = method.with_budget(visual_flops=reduction)
-                # Before the first question rather than at it.
-                kept_counts(family, set_to, set_to.pruning_layers(len(family.layers)), grids, sum(grids))
+                # Before the first question rather than at it. How grids make up images is not known here.
+                sizes = grids if method.budget == "grid" else [sum(grids)]
+                kept_counts(family, set_to, set_to.pruning_layers(len(family.layers)), sizes, sum(grids))
             configurations.append(Configuration(label, reduction, set_to))
     return configurations
 

@@ -11,26 +11,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError, unknown_name
+from ..mini.clips import CLIP_TASKS, draw_clip
 from ..mini.geometry import SHIPPED, Geometry
 from ..mini.scenes import TASKS, draw_scene
 from ..mini.views import View
 
-__all__ = ["TASKS", "Example", "bundled_examples", "foreground_tokens"]
+__all__ = ["CLIP_TASKS", "TASKS", "Example", "bundled_clips", "bundled_examples", "foreground_tokens"]
 
 _PER_SCENE = 2
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question about one image.
+    """One question about one image, or about several that are the frames of a clip.
 
     Attributes:
         task: the task it belongs to.
         scene: seed of the scene; questions that share it are not independent.
-        image: RGB picture.
+        image: RGB picture; of a clip the first.
         prompt: the question.
         answer: the expected answer.
         target_size: size of the thing asked about: "small", "medium", "large" or None.
+        frames: the frames of a clip, none for a picture.
     """
 
     task: str
@@ -39,6 +41,12 @@ class Example:
     prompt: str
     answer: str
     target_size: str | None
+    frames: tuple[Image.Image, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Image.Image, ...]:
+        """The pictures of the prompt, in order."""
+        return self.frames or (self.image,)
 
 
 def bundled_examples(
@@ -49,11 +57,7 @@ def bundled_examples(
     Raises:
         InputError: for an unknown task, or a count below 1.
     """
-    for task in tasks:
-        if task not in TASKS:
-            raise InputError(str(unknown_name("task", task, TASKS)))
-    if count < 1:
-        raise InputError(f"{count} questions per task: expected at least 1.")
+    _check(tasks, TASKS, count)
     found: dict[str, list[Example]] = {task: [] for task in tasks}
     seed = 0
     while any(len(examples) < count for examples in found.values()):
@@ -66,6 +70,37 @@ def bundled_examples(
             ]
         seed += 1
     return found
+
+
+def bundled_clips(
+    split: str, count: int, frames: int, tasks: Sequence[str] = CLIP_TASKS, geometry: Geometry = SHIPPED
+) -> dict[str, list[Example]]:
+    """The first `count` questions of each task about clips of `frames` frames, at most two of a task from one clip.
+
+    Raises:
+        InputError: for an unknown task, or a count below 1.
+    """
+    _check(tasks, CLIP_TASKS, count)
+    found: dict[str, list[Example]] = {task: [] for task in tasks}
+    seed = 0
+    while any(len(examples) < count for examples in found.values()):
+        clip = draw_clip(seed, split, frames, geometry)
+        for task, examples in found.items():
+            questions = [question for question in clip.questions if question.task == task][:_PER_SCENE]
+            examples += [
+                Example(task, seed, clip.frames[0], q.prompt, q.answer, q.target_size, clip.frames)
+                for q in questions[: count - len(examples)]
+            ]
+        seed += 1
+    return found
+
+
+def _check(tasks: Sequence[str], known: Sequence[str], count: int) -> None:
+    for task in tasks:
+        if task not in known:
+            raise InputError(str(unknown_name("task", task, known)))
+    if count < 1:
+        raise InputError(f"{count} questions per task: expected at least 1.")
 
 
 @lru_cache(maxsize=4096)

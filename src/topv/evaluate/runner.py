@@ -175,15 +175,21 @@ def _kept(pruning: Pruning | None, inputs: Any, model: Any) -> tuple[int, int, f
 
 
 def inputs_of(processor: Any, examples: Sequence[Example]) -> Any:
-    """What the processor makes of a batch of examples, each one image and one question."""
+    """What the processor makes of a batch of examples, each one question about one image or a clip's frames."""
     texts = [
         processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.prompt}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [*({"type": "image"} for _ in example.shown), {"type": "text", "text": example.prompt}],
+                }
+            ],
             add_generation_prompt=True,
         )
         for example in examples
     ]
-    return processor(images=[example.image for example in examples], text=texts, padding=True, return_tensors="pt")
+    images = [image for example in examples for image in example.shown]
+    return processor(images=images, text=texts, padding=True, return_tensors="pt")
 
 
 def _longest(task: str) -> int:

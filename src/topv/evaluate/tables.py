@@ -17,6 +17,7 @@ __all__ = [
     "accuracy_tables",
     "difference_table",
     "foreground_table",
+    "markdown",
     "size_table",
 ]
 
@@ -42,7 +43,7 @@ def accuracy_tables(
         rows = [_row(unpruned.label, base, base, None)]
         rows += [_row(c.label, answers[c.key], base, c) for c in configurations if c.target == target]
         header = ["method", "visual tokens", "visual FLOPs", *base, "mean", "mean - unpruned"]
-        tables.append(f"### {target:.0%} of visual FLOPs removed\n\n{_markdown(header, rows)}")
+        tables.append(f"### {target:.0%} of visual FLOPs removed\n\n{markdown(header, rows)}")
     return "\n\n".join(tables)
 
 
@@ -58,7 +59,7 @@ def difference_table(
         rivals = {c.target: answers[c.key] for c in configurations if c.label == other}
         cells = [_verdict(macro_interval(_paired(own[target], rivals[target]))) for target in targets]
         rows.append([other, *cells])
-    return _markdown([f"{label} minus", *(f"at {target:.0%}" for target in targets)], rows)
+    return markdown([f"{label} minus", *(f"at {target:.0%}" for target in targets)], rows)
 
 
 def size_table(configurations: Sequence[Configuration], answers: Mapping[str, Mapping[str, Sequence[Answer]]]) -> str:
@@ -73,7 +74,7 @@ def size_table(configurations: Sequence[Configuration], answers: Mapping[str, Ma
         rows.append(
             [configuration.label, "" if configuration.target is None else f"{configuration.target:.0%}", *cells]
         )
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def ablation_table(
@@ -103,7 +104,7 @@ def ablation_table(
             known = shares.get(configuration.label)
             row.append("" if known is None else _plain(macro_interval({"": (known, scenes)})))
         rows.append(row)
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def ablation_bars(
@@ -193,7 +194,7 @@ def foreground_table(foreground: Foreground) -> str:
             verdict = "above" if interval[0] > ratio else "below" if interval[2] < ratio else "not told apart"
             cells.append(f"{_plain(interval)} {verdict}")
         rows.append([label, *cells])
-    return _markdown(["method", *(f"keep {ratio:g}: foreground kept, %" for ratio in ratios)], rows)
+    return markdown(["method", *(f"keep {ratio:g}: foreground kept, %" for ratio in ratios)], rows)
 
 
 def _interval(answers: Sequence[Answer]) -> Interval:
@@ -210,7 +211,8 @@ def _signed(interval: Interval) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)

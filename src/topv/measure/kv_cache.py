@@ -9,11 +9,16 @@ from torch import nn
 
 from ..errors import UnsupportedError
 
-__all__ = ["PrefillProbe", "kv_cache_bytes"]
+__all__ = ["PrefillProbe", "held_bytes", "kv_cache_bytes"]
+
+_STATES = ("keys", "values", "_quantized_keys", "_quantized_values")
+"""Attributes of a cache's layers; the last two are those of transformers' quantized layers."""
 
 
 def kv_cache_bytes(cache: Any) -> int:
     """Bytes of the keys and values that a transformers cache holds; the states of recurrent layers are neither.
+
+    Of a quantized cache these are the packed states with their scales and zero points, and what is not yet quantized.
 
     Raises:
         UnsupportedError: when the cache is not made of layers with `keys` and `values`.
@@ -21,8 +26,21 @@ def kv_cache_bytes(cache: Any) -> int:
     layers = getattr(cache, "layers", None)
     if layers is None:
         raise UnsupportedError(f"{type(cache).__name__} has no `layers` whose keys and values could be counted.")
-    states = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
-    return sum(state.numel() * state.element_size() for state in states if isinstance(state, torch.Tensor))
+    return sum(held_bytes(getattr(layer, name, None)) for layer in layers for name in _STATES)
+
+
+def held_bytes(state: Any) -> int:
+    """Bytes of the tensors that `state` is made of: a tensor, one that wraps others, or a collection of either."""
+    if isinstance(state, torch.Tensor):
+        if not hasattr(state, "__tensor_flatten__"):
+            return state.numel() * state.element_size()
+        names, _ = state.__tensor_flatten__()
+        return sum(held_bytes(getattr(state, name)) for name in names)
+    if isinstance(state, dict):
+        state = state.values()
+    elif not isinstance(state, (tuple, list)):
+        return 0
+    return sum(held_bytes(part) for part in state)
 
 
 class PrefillProbe:

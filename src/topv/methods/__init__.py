@@ -7,6 +7,7 @@ from .cdpruner import CDPruner
 from .divprune import DivPrune
 from .facility_location import FacilityLocation
 from .fastv import FastV
+from .frame_difference import FrameDifference
 from .mean_cost import MeanCost
 from .pyramiddrop import PyramidDrop
 from .random import Random
@@ -25,6 +26,7 @@ __all__ = [
     "Evidence",
     "FacilityLocation",
     "FastV",
+    "FrameDifference",
     "MeanCost",
     "Method",
     "PyramidDrop",
@@ -43,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
     "uniform": Uniform,
     "meancost": MeanCost,
     "facilitylocation": FacilityLocation,
+    "framedifference": FrameDifference,
     "divprune": DivPrune,
     "visionzip": VisionZip,
     "cdpruner": CDPruner,

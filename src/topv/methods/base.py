@@ -48,6 +48,8 @@ class Evidence:
             token where it has one, from all patches else; mean over heads and patches; or None.
         text: (G, M, D) the sample's text tokens where `source` is read, padded on the left with zeros, or None.
         text_mask: BoolTensor (G, M), false at padding, or None.
+        previous: for each grid the number, among these G, of the grid in its place one frame earlier, -1 where there is
+            none: in a video the frame before; among images the image before, of as many grids. None where unknown.
     """
 
     rows_and_columns: tuple[int, int]
@@ -61,6 +63,7 @@ class Evidence:
     encoder_attention: torch.Tensor | None = None
     text: torch.Tensor | None = None
     text_mask: torch.Tensor | None = None
+    previous: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,6 +224,7 @@ class EvidenceReader:
             encoder_attention=None if weights is None else weights.float().mean(-1),
             text=text,
             text_mask=text_mask,
+            previous=section.previous,
         )
 
     def _encoded(self, name: str, section: Section, device: torch.device) -> torch.Tensor | None:

@@ -34,6 +34,22 @@ class Section:
         """Visual tokens n in each grid."""
         return self.grids[0].tokens
 
+    @property
+    def previous(self) -> tuple[int, ...]:
+        """For each grid the number, among these, of the grid in its place one frame earlier; -1 where there is none."""
+        pictures: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for number in sorted(range(len(self.grids)), key=lambda n: self.grids[n].ordinal):
+            grid = self.grids[number]
+            pictures[grid.sample, grid.image].append(number)
+        found = [-1] * len(self.grids)
+        for (sample, image), own in pictures.items():
+            is_video = self.grids[own[0]].kind == "frame"
+            before = [-1, *own[:-1]] if is_video else pictures.get((sample, image - 1), [])
+            if len(before) == len(own):
+                for number, earlier in zip(own, before, strict=True):
+                    found[number] = earlier
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class Bucket:

@@ -28,6 +28,7 @@ class TracedSection:
         rows_and_columns: the grids' shape.
         places: float32 (N, 2), each token's (row, column), on the states' device.
         images: for each grid its number among its sample's grids.
+        previous: for each grid the number of the one in its place a frame earlier, or -1.
     """
 
     starts: tuple[int, ...]
@@ -35,6 +36,7 @@ class TracedSection:
     rows_and_columns: tuple[int, int]
     places: torch.Tensor
     images: tuple[int, ...]
+    previous: tuple[int, ...]
 
 
 @dataclass
@@ -96,6 +98,7 @@ class TracedPrefill:
                     section.grids[0].rows_and_columns,
                     coordinates(section.grids[0].rows_and_columns).to(device),
                     tuple(grid.ordinal for grid in section.grids),
+                    section.previous,
                 )
                 for section in bucket.sections
             )
@@ -177,7 +180,9 @@ class TracedPrefill:
             target = None if self.target is None else _cut(self.target[number], section)
             if source is not None and target is not None and source.shape[-1] > target.shape[-1]:
                 source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
-            evidence = Evidence(section.rows_and_columns, section.places, section.images, source, target)
+            evidence = Evidence(
+                section.rows_and_columns, section.places, section.images, source, target, previous=section.previous
+            )
             scores = self.method.score(evidence, min(bucket.count, section.tokens))
             pieces.update(zip(section.starts, scores.chunk(len(section.starts)), strict=True))
         return torch.cat([pieces[start] for start in sorted(pieces)], dim=1)
