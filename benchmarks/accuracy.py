@@ -111,9 +111,11 @@ def page(every: Sequence[Field], options: argparse.Namespace, command: str) -> s
     parts = [
         "# Accuracy at equal savings",
         f"- Command: `{command}`; each field below names its own `topv eval`.",
-        ("How to read it: the mean over eight tasks, in %, at equal shares of visual FLOPs removed; in brackets the "
-        "paired difference to the unpruned model with its 95 % interval, in points. Per-task accuracy, differences "
-        "between methods, target sizes and foreground are further down."),
+        (
+            "How to read it: the mean over eight tasks, in %, at equal shares of visual FLOPs removed; in brackets the "
+            "paired difference to the unpruned model with its 95 % interval, in points. Per-task accuracy, differences "
+            "between methods, target sizes and foreground are further down."
+        ),
     ]
     details = []
     for field in every:
