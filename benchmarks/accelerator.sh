@@ -16,8 +16,8 @@ tests()    { "$python" -m pytest -q tests/gpu -p no:cacheprovider -p no:xdist 2>
 train()    { "$python" -m topv.mini.train --preset accelerator --out "$out/mini" --minutes 8 2>&1 | tail -n 50; }
 train_tiled() { "$python" -m topv.mini.train --preset tiled-accelerator --out "$out/mini-tiled" --minutes 8 2>&1 \
                | tail -n 50; }
-accuracy() { "$python" -m topv eval --device cuda --questions 2000 --batch-size 256 \
-               --out "$out/accuracy.md" --json "$out/accuracy.json"; }
+accuracy() { "$python" benchmarks/accuracy.py --device cuda --questions 2000 --batch-size 256 --processes 4 \
+               --work "$out/accuracy" --out "$out/accuracy.md"; }
 compare()  { "$python" -m topv compare --device cuda --report "$out/report.html"; }
 bench()    { "$python" -m topv bench --preset "$1" --device cuda --dtype bfloat16 "${@:3}" --out "$out/bench-$2.csv"; }
 prefill()  { bench llava-1.5-7b llava --batch 1 4 16 --keep 0.5 0.25 0.1
