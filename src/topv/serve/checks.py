@@ -9,7 +9,10 @@ from ..errors import UnsupportedError
 from .settings import KEEP_ARGUMENT, ServeSettings
 from .supported import ARCHITECTURES
 
-__all__ = ["ConfigChecks", "adapter_of", "settings_of"]
+__all__ = ["EXTENDABLE_ROPE", "ConfigChecks", "adapter_of", "rope_type", "settings_of"]
+
+EXTENDABLE_ROPE = ("default", "linear", "llama3")
+"""Rotary embeddings whose frequencies do not depend on how long their table is."""
 
 _CPU_WORKERS = ("auto", "vllm.v1.worker.cpu_worker.CPUWorker")
 _CPU_WORKER = "topv.serve.cpu_worker.PruningCPUWorker"
@@ -58,8 +61,27 @@ class ConfigChecks:
         adapter.check(model_config.hf_config)
         _check_multimodal(model_config.multimodal_config)
         _check_engine(vllm_config)
-        if adapter.mrope:
-            _prepare_mrope(vllm_config)
+        if not adapter.mrope:
+            _check_windows(model_config)
+            # With three sections the runner keeps positions in three rows, and asks the model for them.
+            model_config.hf_config.mrope_section = [1, 1, 1]
+        _let_model_place_tokens(vllm_config)
+
+
+def rope_type(text_config: Any) -> str:
+    """The kind of a decoder's rotary embedding."""
+    return str((getattr(text_config, "rope_parameters", None) or {}).get("rope_type", "default"))
+
+
+def _check_windows(model_config: Any) -> None:
+    text = model_config.hf_config.get_text_config()
+    window, kinds = getattr(text, "sliding_window", None), getattr(text, "layer_types", None) or ()
+    slides = "sliding_attention" in kinds if kinds else getattr(text, "use_sliding_window", True)
+    if window is not None and slides and window < model_config.max_model_len:
+        raise UnsupportedError(
+            f"the decoder's attention slides over {window} tokens, which vLLM would count without the pruned ones. "
+            f"Serve prompts that fit into the window: --max-model-len {window}"
+        )
 
 
 def _check_multimodal(mm: Any) -> None:
@@ -97,13 +119,13 @@ def _check_engine(vllm_config: Any) -> None:
     )
 
 
-def _prepare_mrope(vllm_config: Any) -> None:
+def _let_model_place_tokens(vllm_config: Any) -> None:
     """Let the runner ask the model for the positions of the tokens that stay."""
     parallel = vllm_config.parallel_config
     _refuse(
         parallel.pipeline_parallel_size > 1,
         "--pipeline-parallel-size",
-        "only the first rank learns the two-dimensional positions of the tokens that stay",
+        "vLLM tells only the first rank the positions of the tokens that stay",
     )
     # vLLM asks for positions only where its own pruning, of videos, is switched on. Videos are refused.
     vllm_config.model_config.multimodal_config.video_pruning_rate = 0.5
@@ -113,7 +135,7 @@ def _prepare_mrope(vllm_config: Any) -> None:
         _refuse(
             parallel.worker_cls not in (*_CPU_WORKERS, _CPU_WORKER),
             f"--worker-cls {parallel.worker_cls}",
-            f"on a CPU this architecture needs {_CPU_WORKER}",
+            f"on a CPU it takes {_CPU_WORKER}",
         )
         parallel.worker_cls = _CPU_WORKER
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,11 +77,9 @@ class PrunedProcessor:
         try:
             self._check_images(inputs.mm_data_items)
             self._keep(inputs.hf_processor_mm_kwargs)
-            result = super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
+            return super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
         except TopVError as error:
             raise VLLMValidationError(str(error)) from error
-        self._check_placeholders(result)
-        return result
 
     def _keep(self, arguments: Mapping[str, object]) -> float | int:
         return self._settings.keep_of(arguments.get(KEEP_ARGUMENT))
@@ -100,19 +99,27 @@ class PrunedProcessor:
                     parameter="image",
                 )
 
-    def _check_placeholders(self, result: Any) -> None:
-        """A prompt that spells out placeholders of its own would shift the places of those of its images."""
+    def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
+        """Put the placeholders in, and see that the model knows the places of all tokens in the unpruned prompt."""
+        prompt, placeholders = super()._maybe_apply_prompt_updates(mm_items, mm_res)  # type: ignore[misc]
+        kept = sum(int(torch.as_tensor(place.to_range().get_num_embeds())) for place in placeholders.get("image", ()))
         token = self._adapter.image_token(self._config)
-        if token is None:
-            return
-        expected = sum(place.get_num_embeds() for place in result["mm_placeholders"].get("image", ()))
-        found = result["prompt_token_ids"].count(token)
-        if found != expected:
+        if token is not None and (found := prompt.count(token)) != kept:
             raise VLLMValidationError(
-                f"the prompt has {found} image placeholder tokens, and its images need {expected}. Send one image for "
-                "each placeholder, and no placeholder in the text itself.",
+                f"the prompt has {found} image placeholder tokens, and its images need {kept}. Send one image for each "
+                "placeholder, and no placeholder in the text itself.",
                 parameter="prompt",
             )
+        updates = mm_res.prompt_updates.get("image", ())
+        whole = len(prompt) + sum(update.content.dropped for own in updates for update in own)
+        known = max(self._config.get_text_config().max_position_embeddings, self.info.ctx.model_config.max_model_len)
+        if not self._adapter.mrope and whole > known:
+            raise VLLMValidationError(
+                f"the prompt has {whole} tokens before pruning, more than the {known} positions that the model knows, "
+                "and the tokens that stay keep their positions. Send fewer or smaller images.",
+                parameter="prompt",
+            )
+        return prompt, placeholders
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         hashes = dict(super()._get_mm_hashes(inputs))  # type: ignore[misc]
@@ -154,6 +161,13 @@ class PrunedProcessor:
         ]
 
 
+@dataclass
+class _Shortened(PromptUpdateDetails):
+    """What replaces an image in the prompt, and how many placeholders were left out of it."""
+
+    dropped: int = 0
+
+
 def _without_keep(arguments: Mapping[str, object]) -> Mapping[str, object]:
     return {name: value for name, value in arguments.items() if name != KEEP_ARGUMENT}
 
@@ -182,6 +196,6 @@ def _shortened(content: Any, out_mm_kwargs: Any) -> Callable[[int], Any]:
             room -= embed
             if not embed or room >= 0:
                 short.append(token)
-        return PromptUpdateDetails(short, details.is_embed)
+        return _Shortened(short, details.is_embed, before - after)
 
     return replacement

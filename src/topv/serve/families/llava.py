@@ -19,6 +19,7 @@ from ...errors import UnsupportedError
 from ...layout import Picture
 from ...models.llava import Llava
 from ..model import PrunedModel
+from ..positions import LinearPositions
 from ..processing import PrunedInfo, PrunedProcessor
 from .base import Adapter, last_block, layout_rules
 
@@ -71,7 +72,7 @@ class _Processor(PrunedProcessor, LlavaMultiModalProcessor):
 
 
 @MULTIMODAL_REGISTRY.register_processor(_Processor, info=_Info, dummy_inputs=LlavaDummyInputsBuilder)
-class TopVLlavaForConditionalGeneration(PrunedModel, LlavaForConditionalGeneration):
+class TopVLlavaForConditionalGeneration(PrunedModel, LinearPositions, LlavaForConditionalGeneration):
     """LLaVA-1.5, pruned."""
 
     topv_adapter = LlavaAdapter()
