@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..errors import UnsupportedError
+from ..errors import TopVError, UnsupportedError
 from .settings import KEEP_ARGUMENT, ServeSettings
 from .supported import ARCHITECTURES
 
-__all__ = ["EXTENDABLE_ROPE", "ConfigChecks", "adapter_of", "rope_type", "settings_of"]
+__all__ = ["EXTENDABLE_ROPE", "ConfigChecks", "adapter_of", "check_arguments", "rope_type", "settings_of"]
 
 EXTENDABLE_ROPE = ("default", "linear", "llama3")
 """Rotary embeddings whose frequencies do not depend on how long their table is."""
@@ -82,6 +82,27 @@ def _check_windows(model_config: Any) -> None:
             f"the decoder's attention slides over {window} tokens, which vLLM would count without the pruned ones. "
             f"Serve prompts that fit into the window: --max-model-len {window}"
         )
+
+
+def check_arguments(arguments: Any) -> None:
+    """Refuse a server's parsed command line as the engine would, before anything is started.
+
+    Raises:
+        UnsupportedError: naming the option.
+        InputError: when the settings are not valid.
+    """
+    from pydantic import ValidationError
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    try:
+        AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+    except ValidationError as error:
+        # Errors of `verify_and_update_config` arrive wrapped.
+        own = [problem.get("ctx", {}).get("error") for problem in error.errors()]
+        for problem in own:
+            if isinstance(problem, TopVError):
+                raise problem from None
+        raise
 
 
 def _check_multimodal(mm: Any) -> None:

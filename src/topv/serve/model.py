@@ -11,7 +11,7 @@ import torch
 from .checks import EXTENDABLE_ROPE, rope_type, settings_of
 from .choosing import Job, choose
 from .families.base import Adapter
-from .processing import COUNTS, TOKENS
+from .settings import COUNTS, TOKENS
 from .taps import TowerTaps
 
 __all__ = ["PrunedModel"]

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .processing import TOKENS
+from .settings import TOKENS
 
 __all__ = ["CHANNELS", "GridPositions", "LinearPositions", "write_places"]
 

@@ -15,14 +15,9 @@ from ..errors import TopVError, UnsupportedError
 from ..loading import MAX_ASPECT, MAX_PIXELS
 from .checks import adapter_of, settings_of
 from .choosing import kept_tokens
-from .settings import KEEP_ARGUMENT
+from .settings import COUNTS, KEEP_ARGUMENT, TOKENS
 
-__all__ = ["COUNTS", "TOKENS", "PrunedInfo", "PrunedProcessor"]
-
-COUNTS = "topv_counts"
-"""The field that carries how many tokens of each budget of an image stay: LongTensor (budgets,)."""
-TOKENS = "topv_tokens"
-"""The field that carries an image's placeholders before and after pruning: LongTensor (2,)."""
+__all__ = ["PrunedInfo", "PrunedProcessor"]
 
 
 class PrunedInfo:

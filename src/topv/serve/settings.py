@@ -15,10 +15,15 @@ from ..errors import InputError, unknown_name
 from ..methods import METHODS, TARGETS, Method
 from ..methods.settings import build_method, method_class, setting_types
 
-__all__ = ["KEEP_ARGUMENT", "SERVED_METHODS", "ServeSettings"]
+__all__ = ["COUNTS", "KEEP_ARGUMENT", "SERVED_METHODS", "TOKENS", "ServeSettings"]
 
 KEEP_ARGUMENT = "topv_keep"
 """The name under `mm_processor_kwargs` by which a request sets its own keep ratio."""
+
+COUNTS = "topv_counts"
+"""The field that carries how many tokens of each budget of an image stay: LongTensor (budgets,)."""
+TOKENS = "topv_tokens"
+"""The field that carries an image's placeholders before and after pruning: LongTensor (2,)."""
 
 SERVED_METHODS = ("topv", "meancost", "facilitylocation", "uniform", "random")
 """Methods that need nothing but the vision tower, so that an image's choice holds in every prompt."""

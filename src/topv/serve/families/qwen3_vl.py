@@ -19,7 +19,10 @@ __all__ = ["TopVQwen3VLForConditionalGeneration"]
 
 
 class _Info(QwenInfo, Qwen3VLProcessingInfo):
-    pass
+    def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
+        """What a request may set of the processor, without what upstream adds for videos."""
+        supported: dict[str, set[str]] = super(Qwen3VLProcessingInfo, self).get_supported_mm_processor_kwargs()
+        return supported
 
 
 class _Processor(PrunedProcessor, Qwen3VLMultiModalProcessor):
