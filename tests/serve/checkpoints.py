@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lmms.checkpoints import CHECKPOINTS
 
+from lmms.checkpoints import CHECKPOINTS
 from topv.serve import export_for_vllm
 
 __all__ = ["FAMILIES", "save_tiny"]
@@ -80,9 +80,7 @@ def _llava_onevision() -> Any:
 def _internvl() -> Any:
     from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
-    config = InternVLConfig(
-        vision_config=InternVLVisionConfig(**TOWER, image_size=32), text_config=Qwen2Config(**TEXT)
-    )
+    config = InternVLConfig(vision_config=InternVLVisionConfig(**TOWER, image_size=32), text_config=Qwen2Config(**TEXT))
     config.image_seq_length = 16
     return config
 
@@ -115,11 +113,12 @@ FAMILIES = {
 
 
 def _llava_processor(config: Any) -> Any:
-    from lmms.checkpoints import _tokenizer
     from transformers import CLIPImageProcessor, LlavaProcessor
 
+    from lmms.checkpoints import make_tokenizer
+
     side = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-    tokenizer = _tokenizer("<image>", image_token="<image>")
+    tokenizer = make_tokenizer("<image>", image_token="<image>")
     return LlavaProcessor(
         CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False),
         tokenizer,

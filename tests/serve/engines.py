@@ -116,7 +116,8 @@ def reference(model: Any, processor: Any, case: Case, method: Method, tokens: in
         out = model.generate(
             **inputs,
             max_new_tokens=tokens,
-            min_new_tokens=tokens,
+            # An id that no token has, so that the end of the answer is an ordinary token.
+            eos_token_id=len(processor.tokenizer),
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,

@@ -27,10 +27,13 @@ def test_as_transformers(model_type: str, tmp_path: Path) -> None:
     shapes = SHAPES[:3] if model_type == "llava_onevision" else SHAPES
     cases = [drawn(processor, sizes, seed=number) for number, sizes in enumerate(shapes) for _ in KEEPS]
     keeps = [keep for _ in shapes for keep in KEEPS]
-    expected = [reference(model, processor, c, topv.TopV(stage="encoder", keep=k)) for c, k in zip(cases, keeps)]
-    controls = [reference(model, processor, c, FirstTokens(layer=0, keep=k)) for c, k in zip(cases, keeps)]
+    pairs = list(zip(cases, keeps, strict=True))
+    expected = [reference(model, processor, case, topv.TopV(stage="encoder", keep=keep)) for case, keep in pairs]
+    controls = [reference(model, processor, case, FirstTokens(layer=0, keep=keep)) for case, keep in pairs]
     # No prompt fits into one step, so prefills are cut into chunks, and one step holds several ratios.
-    with engine(tmp_path, {"keep": 0.5}, max_num_batched_tokens=48) as llm:
+    # What vLLM takes for the largest image of LLaVA-OneVision is not that of a tiny one.
+    step = 200 if model_type == "llava_onevision" else 48
+    with engine(tmp_path, {"keep": 0.5}, max_num_batched_tokens=step) as llm:
         cold = ask(llm, cases, keeps)
         warm = ask(llm, cases, keeps)
         defaults = ask(llm, cases[:1], [None])

@@ -103,7 +103,9 @@ def test_rows_and_columns_of_a_grid() -> None:
     model = grid_model()
     ids = [1, 1, *[IMAGE] * 4, 1, 1]
     # 6 rows and 4 columns of tokens: text goes on behind the larger side.
-    positions, delta = model.get_mrope_input_positions(ids, [Feature(Place(2, 4), {"image_grid_thw": item([1, 12, 8])})])
+    positions, delta = model.get_mrope_input_positions(
+        ids, [Feature(Place(2, 4), {"image_grid_thw": item([1, 12, 8])})]
+    )
     rows = model.topv_write(torch.zeros(24, 2), torch.tensor([0, 6, 13, 23]), Picture.filled((6, 4)))
     for computed, part in ((0, rows[:1]), (3, rows[1:])):
         _, positions, again = window(model, ids, positions, part, computed)

@@ -27,8 +27,8 @@ COMMANDS = {
     "env": "show versions, device and attention backends, for bug reports",
 }
 """Subcommand to summary. The module `topv.cli.<name>` defines `add_arguments(parser)` and `run(args) -> int`, its
-docstring is the description and its `EPILOG` follows the options; it imports heavy libraries inside `run`. Where it sets
-`TAKES_MORE`, options that it does not define are left for it in `args.more`."""
+docstring is the description and its `EPILOG` follows the options; it imports heavy libraries inside `run`. Options that
+it does not define are left for it in `args.more`, where it sets `TAKES_MORE`."""
 
 _DESCRIPTION = """\
 Make vision-language models faster and smaller at inference by dropping the visual tokens they do not need.

@@ -57,9 +57,13 @@ def run(args: argparse.Namespace) -> int:
 
     check_version()
     _set_up()
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    # These have moved from release to release, and the command itself imports them.
+    from vllm.entrypoints.cli.serve import (
+        FlexibleArgumentParser,
+        ServeSubcommand,
+        make_arg_parser,
+        validate_parsed_serve_args,
+    )
 
     from ..serve import engine_arguments
     from ..serve.checks import check_arguments
@@ -103,11 +107,9 @@ def _set_up() -> None:
     """The environment that vLLM's own command sets up, and a limit on images before they are decoded."""
     import os
 
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-
     from ..loading import MAX_PIXELS
 
-    cli_env_setup()
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
 

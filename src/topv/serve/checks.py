@@ -28,7 +28,7 @@ def settings_of(hf_config: Any) -> ServeSettings:
     options = getattr(hf_config, "topv", None)
     if options is None:
         raise UnsupportedError(
-            "a pruned architecture is asked for, but hf_overrides has no \"topv\". Add it: "
+            'a pruned architecture is asked for, but hf_overrides has no "topv". Add it: '
             '--hf-overrides \'{"architectures": ["TopV..."], "topv": {"keep": 0.5}}\', or use `topv serve`.'
         )
     return ServeSettings.read(options)
@@ -121,9 +121,7 @@ def _check_multimodal(mm: Any) -> None:
 
 def _check_engine(vllm_config: Any) -> None:
     compilation = vllm_config.compilation_config
-    _refuse(
-        getattr(compilation, "compile_mm_encoder", False), "compile_mm_encoder", "a compiled tower cannot be read"
-    )
+    _refuse(getattr(compilation, "compile_mm_encoder", False), "compile_mm_encoder", "a compiled tower cannot be read")
     _refuse(
         getattr(compilation, "cudagraph_mm_encoder", False), "cudagraph_mm_encoder", "a captured tower cannot be read"
     )

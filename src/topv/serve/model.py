@@ -49,9 +49,7 @@ class PrunedModel:
         if counts is None:
             return whole
         pictures = self.topv_adapter.pictures(self._topv_config, kwargs)
-        evidence = {
-            name: self.topv_adapter.parts(self, kwargs, pictures, read) for name, read in states.items()
-        }
+        evidence = {name: self.topv_adapter.parts(self, kwargs, pictures, read) for name, read in states.items()}
         jobs = [
             Job(picture, own.tolist(), {name: parts[number] for name, parts in evidence.items()})
             for number, (picture, own) in enumerate(zip(pictures, counts, strict=True))

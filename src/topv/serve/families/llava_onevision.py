@@ -35,9 +35,7 @@ class _Processor(PrunedProcessor, LlavaOnevisionMultiModalProcessor):
 
 
 @MULTIMODAL_REGISTRY.register_processor(_Processor, info=_Info, dummy_inputs=LlavaOnevisionDummyInputsBuilder)
-class TopVLlavaOnevisionForConditionalGeneration(
-    PrunedModel, LinearPositions, LlavaOnevisionForConditionalGeneration
-):
+class TopVLlavaOnevisionForConditionalGeneration(PrunedModel, LinearPositions, LlavaOnevisionForConditionalGeneration):
     """LLaVA-OneVision, pruned."""
 
     topv_adapter = _Adapter()
