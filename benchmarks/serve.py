@@ -118,7 +118,8 @@ def save_random_llava(folder: Path, width: int, layers: int) -> None:
         num_attention_heads=width // 64,
         max_position_embeddings=4096,
     )
-    config = LlavaConfig(tower, text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"))
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=image_token)
     side = {"height": 336, "width": 336}
     processor = LlavaProcessor(
         CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False),
