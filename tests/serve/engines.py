@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import topv
 from topv.methods import Evidence, Method
 from topv.serve import engine_arguments
 
-__all__ = ["Case", "FirstTokens", "ask", "drawn", "engine", "reference"]
+__all__ = ["Case", "FirstTokens", "ask", "drawn", "engine", "rank", "reference"]
 
 OPTIONS: dict[str, Any] = {
     "dtype": "float32",
@@ -126,3 +127,10 @@ def reference(model: Any, processor: Any, case: Case, method: Method, tokens: in
     logprobs = torch.stack(out.logits)[:, 0].float().log_softmax(-1).gather(1, new.unsqueeze(1)).squeeze(1)
     report = pruning.report()
     return Answer(new.tolist(), logprobs, report.prompt_tokens - report.visual_tokens + report.kept_tokens)
+
+
+def rank(model: Any) -> tuple[int, int]:
+    """The tensor-parallel rank and the process that a model runs in."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return get_tensor_model_parallel_rank(), os.getpid()

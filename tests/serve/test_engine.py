@@ -21,6 +21,7 @@ if find_spec("vllm") is None:
 from vllm.exceptions import VLLMValidationError
 
 from serve.engines import Case, Engine, ask, engine, reference
+from serve.prompts import prompts_of
 
 TASKS = ("ocr", "counting", "caption")
 
@@ -38,15 +39,6 @@ def folder(mini: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
     return [example for own in bundled_examples("test", 4, TASKS).values() for example in own]
-
-
-def cases(processor: Any, examples: list[Example]) -> list[Case]:
-    found = []
-    for example in examples:
-        content = [{"type": "image"}, {"type": "text", "text": example.prompt}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        found.append(Case([example.image], text))
-    return found
 
 
 def core(held: Engine) -> Any:
@@ -80,7 +72,7 @@ def test_the_same_tokens_and_answers(
     options: dict[str, Any], mini: tuple[Any, Any], folder: Path, examples: list[Example]
 ) -> None:
     model, processor = mini
-    prompts = cases(processor, examples)
+    prompts = prompts_of(processor, examples)
     keeps = [(0.5, 0.25)[number % 2] for number in range(len(prompts))]
     methods = [ServeSettings.read({**options, "keep": keep}).method for keep in keeps]
     expected = [reference(model, processor, case, method) for case, method in zip(prompts, methods, strict=True)]
@@ -116,14 +108,14 @@ def test_accuracy_is_that_of_the_evaluation(mini: tuple[Any, Any], held: Engine,
 
     model, processor = mini
     expected = answer_examples(model, processor, examples, topv.TopV(stage="encoder", keep=0.5))
-    prompts = [{"prompt": c.text, "multi_modal_data": {"image": c.images[0]}} for c in cases(processor, examples)]
+    prompts = [{"prompt": c.text, "multi_modal_data": {"image": c.images[0]}} for c in prompts_of(processor, examples)]
     lengths = [SamplingParams(temperature=0, max_tokens=64 if e.task == "caption" else 12) for e in examples]
     outputs = held.llm.generate(prompts, sampling_params=lengths, use_tqdm=False)
     assert [output.outputs[0].text.strip() for output in outputs] == [answer.answer for answer in expected]
 
 
 def test_preempted_requests_answer_the_same(mini: tuple[Any, Any], held: Engine, examples: list[Example]) -> None:
-    prompts = cases(mini[1], examples)[:6]
+    prompts = prompts_of(mini[1], examples)[:6]
     alone = ask(held, prompts[:3], [None] * 3, tokens=24) + ask(held, prompts[3:], [None] * 3, tokens=24)
     scheduler = core(held).scheduler
     held.llm.reset_prefix_cache()
@@ -146,7 +138,7 @@ def test_preempted_requests_answer_the_same(mini: tuple[Any, Any], held: Engine,
 def test_blocks_shrink_to_the_budget(mini: tuple[Any, Any], held: Engine, examples: list[Example]) -> None:
     from vllm import SamplingParams
 
-    case = cases(mini[1], examples)[0]
+    case = prompts_of(mini[1], examples)[0]
     text = len(mini[1].tokenizer(case.text)["input_ids"]) - 1
     pool = core(held).scheduler.kv_cache_manager.block_pool
     one = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -162,7 +154,7 @@ def test_blocks_shrink_to_the_budget(mini: tuple[Any, Any], held: Engine, exampl
 
 
 def test_another_ratio_never_hits_the_cache(mini: tuple[Any, Any], held: Engine, examples: list[Example]) -> None:
-    case = cases(mini[1], examples)[0]
+    case = prompts_of(mini[1], examples)[0]
     held.llm.reset_prefix_cache()
     first, other, same = (ask(held, [case], [keep])[0] for keep in (0.5, 0.45, 0.5))
     assert first.cached == other.cached == 0
@@ -175,7 +167,7 @@ def test_an_aborted_request_leaves_the_others_alone(
 ) -> None:
     from vllm import SamplingParams
 
-    prompts = cases(mini[1], examples)[:3]
+    prompts = prompts_of(mini[1], examples)[:3]
     alone = ask(held, prompts, [None] * 3, tokens=20)
     greedy = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     llm_engine = held.llm.llm_engine
@@ -201,20 +193,20 @@ def test_an_aborted_request_leaves_the_others_alone(
 def test_bad_ratios_are_refused(
     mini: tuple[Any, Any], held: Engine, examples: list[Example], keep: Any, part: str
 ) -> None:
-    case = cases(mini[1], examples)[0]
+    case = prompts_of(mini[1], examples)[0]
     with pytest.raises(VLLMValidationError, match=part):
         ask(held, [case], [keep])
     assert ask(held, [case], [None])[0].prompt == 79
 
 
 def test_unpruned_length_is_bounded(mini: tuple[Any, Any], held: Engine, examples: list[Example]) -> None:
-    case = cases(mini[1], examples)[0]
+    case = prompts_of(mini[1], examples)[0]
     many = Case([case.images[0]] * 15, case.text.replace("<image>", "<image>" * 15))
     with pytest.raises(VLLMValidationError, match=r"2167 tokens before pruning, more than the 2048 positions"):
         ask(held, [many], [1])
 
 
 def test_placeholders_in_the_text_are_refused(mini: tuple[Any, Any], held: Engine, examples: list[Example]) -> None:
-    case = cases(mini[1], examples)[0]
+    case = prompts_of(mini[1], examples)[0]
     with pytest.raises(VLLMValidationError, match="73 image placeholder tokens, and its images need 72"):
         ask(held, [Case(case.images, case.text + "<image>")], [None])

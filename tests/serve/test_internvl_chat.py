@@ -25,10 +25,8 @@ def test_as_transformers(keep: float, tmp_path: Path) -> None:
 
     model, processor = save_original(tmp_path)
     generator = np.random.default_rng(0)
-    images = [
-        Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8))
-        for w, h in ((32, 32), (64, 32), (40, 90))
-    ]
+    sizes = ((32, 32), (64, 32), (40, 90))
+    images = [Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
     text = "user <image> what is this ? assistant"
     tokenizer = processor.tokenizer
     preprocess = InternVLImageProcessor(image_size=32, **IMAGES)
