@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 
+from ..layout import Picture
 from .checks import EXTENDABLE_ROPE, rope_type, settings_of
 from .choosing import Job, choose
 from .families.base import Adapter
 from .settings import COUNTS, TOKENS
 from .taps import TowerTaps
 
-__all__ = ["PrunedModel"]
+__all__ = ["PrunedModel", "batches"]
 
 
 class PrunedModel:
@@ -37,28 +38,52 @@ class PrunedModel:
         settings = settings_of(hf_config)
         self._topv_method = settings.method
         self._topv_config = hf_config
+        # vLLM counts pruned tokens against its budget, and would let the tower run on many more images than it was
+        # profiled with.
+        self._topv_room = vllm_config.scheduler_config.max_num_batched_tokens / settings.max_keep
         self.topv_last_position = _last_position(self, hf_config.get_text_config())
         self._topv_taps = TowerTaps(self.topv_adapter.block(self), settings.method.needs)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The chosen tokens of each image: tensors (K, D), in the order of the images."""
+        """The chosen tokens of each image: tensors (K, D + 4), their places with them, in the order of the images."""
         counts = kwargs.pop(COUNTS, None)
         kwargs.pop(TOKENS, None)
-        with self._topv_taps.reading() as states:
-            whole = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if counts is None:
-            return whole
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         pictures = self.topv_adapter.pictures(self._topv_config, kwargs)
-        evidence = {name: self.topv_adapter.parts(self, kwargs, pictures, read) for name, read in states.items()}
+        rows = []
+        for images in batches([picture.tokens for picture in pictures], self._topv_room):
+            own = kwargs if images == slice(0, len(pictures)) else self.topv_adapter.cut(kwargs, images)
+            rows += self._topv_prune(own, pictures[images], counts[images])
+        return rows
+
+    def _topv_prune(self, inputs: Mapping[str, Any], pictures: Sequence[Picture], counts: Any) -> list[torch.Tensor]:
+        with self._topv_taps.reading() as states:
+            whole = super().embed_multimodal(**inputs)  # type: ignore[misc]
+        evidence = {name: self.topv_adapter.parts(self, inputs, pictures, read) for name, read in states.items()}
         jobs = [
             Job(picture, own.tolist(), {name: parts[number] for name, parts in evidence.items()})
             for number, (picture, own) in enumerate(zip(pictures, counts, strict=True))
         ]
-        device = whole[0].device
-        chosen = _agreed(choose(jobs, self._topv_method, device))
+        chosen = _agreed(choose(jobs, self._topv_method, whole[0].device))
         return [
             self.topv_write(rows, kept, picture) for rows, kept, picture in zip(whole, chosen, pictures, strict=True)
         ]
+
+
+def batches(tokens: Sequence[int], room: float) -> list[slice]:
+    """Consecutive images whose tokens add up to no more than `room`, or one image alone.
+
+    >>> batches([3, 4, 9, 1, 1], room=7)
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 5, None)]
+    """
+    found, start, held = [], 0, 0
+    for number, own in enumerate(tokens):
+        if number > start and held + own > room:
+            found.append(slice(start, number))
+            start, held = number, 0
+        held += own
+    return [*found, slice(start, len(tokens))]
 
 
 def _last_position(model: Any, text_config: Any) -> int | None:

@@ -12,7 +12,7 @@ from ...errors import UnsupportedError
 from ...layout import Picture
 from ...models.family import Family
 
-__all__ = ["Adapter", "last_block", "layout_rules"]
+__all__ = ["Adapter", "cut_rows", "last_block", "layout_rules"]
 
 FamilyT = TypeVar("FamilyT", bound=Family)
 
@@ -38,6 +38,13 @@ class Adapter:
         """The images among what a processor returned, or what the model was given, by the same names."""
         raise NotImplementedError
 
+    def cut(self, inputs: Mapping[str, Any], images: slice) -> dict[str, Any]:
+        """What the model is given of some of the images: of every argument the rows that are theirs."""
+        return {
+            name: value[images] if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) else value
+            for name, value in inputs.items()
+        }
+
     def block(self, model: Any) -> nn.Module:
         """The block of the vision tower whose output becomes visual tokens."""
         raise NotImplementedError
@@ -54,6 +61,17 @@ class Adapter:
             states: what was read in `block`.
         """
         raise NotImplementedError
+
+
+def cut_rows(inputs: Mapping[str, Any], name: str, sizes: Sequence[int], images: slice) -> dict[str, Any]:
+    """As `Adapter.cut` does, where the argument `name` has `sizes` rows for the images, one image after another.
+
+    >>> cut_rows({"pixels": [1, 2, 2, 3], "grids": ["a", "b", "c"]}, "pixels", [1, 2, 1], slice(1, 3))
+    {'pixels': [2, 2, 3], 'grids': ['b', 'c']}
+    """
+    before = sum(sizes[: images.start])
+    rows = slice(before, before + sum(sizes[images]))
+    return {**Adapter().cut(inputs, images), name: inputs[name][rows]}
 
 
 def layout_rules(family: type[FamilyT], config: Any) -> FamilyT:

@@ -21,13 +21,16 @@ from ..choosing import split_parts
 from ..model import PrunedModel
 from ..positions import LinearPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import Adapter, last_block
+from .base import Adapter, cut_rows, last_block
 
 __all__ = ["InternVlAdapter", "TopVInternVLForConditionalGeneration"]
 
 
 class InternVlAdapter(Adapter):
     """`InternVLForConditionalGeneration`, and what other checkpoints of the family share with it."""
+
+    pixels = "pixel_values"
+    """The argument that holds the tiles of all images."""
 
     def check(self, config: Any) -> None:
         layer = getattr(config, "vision_feature_layer", -1)
@@ -51,6 +54,9 @@ class InternVlAdapter(Adapter):
             kinds = ["image"] if count == 1 else [*["tile"] * (count - 1), "thumbnail"]
             pictures.append(Picture.stacked([(side, side)] * count, kinds))
         return pictures
+
+    def cut(self, inputs: Mapping[str, Any], images: slice) -> dict[str, Any]:
+        return cut_rows(inputs, self.pixels, [int(count) for count in inputs["image_num_patches"]], images)
 
     def block(self, model: Any) -> nn.Module:
         return last_block(model.vision_tower)

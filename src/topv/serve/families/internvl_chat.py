@@ -23,6 +23,8 @@ __all__ = ["TopVInternVLChatModel"]
 
 
 class _Adapter(InternVlAdapter):
+    pixels = "pixel_values_flat"
+
     def check(self, config: Any) -> None:
         """vLLM builds the tower as deep as `select_layer`."""
 

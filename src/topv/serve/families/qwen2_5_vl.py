@@ -22,7 +22,7 @@ from ..choosing import split_parts
 from ..model import PrunedModel
 from ..positions import GridPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import Adapter, last_block, layout_rules
+from .base import Adapter, cut_rows, last_block, layout_rules
 
 __all__ = ["QwenAdapter", "QwenInfo", "TopVQwen2_5_VLForConditionalGeneration"]
 
@@ -38,6 +38,10 @@ class QwenAdapter(Adapter):
     def pictures(self, config: Any, inputs: Mapping[str, Any]) -> list[Picture]:
         grids = inputs.get("image_grid_thw")
         return [] if grids is None else list(layout_rules(PatchGrids, config).images({"image_grid_thw": grids}))
+
+    def cut(self, inputs: Mapping[str, Any], images: slice) -> dict[str, Any]:
+        patches = torch.as_tensor(inputs["image_grid_thw"]).prod(1).tolist()
+        return cut_rows(inputs, "pixel_values", patches, images)
 
     def block(self, model: Any) -> nn.Module:
         return last_block(model.visual)
