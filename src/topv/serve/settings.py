@@ -68,9 +68,10 @@ class ServeSettings:
         for setting in given:
             if setting not in known:
                 raise InputError(f"topv in hf_overrides: {unknown_name('setting', setting, ('max_keep', *known))}")
-        given.setdefault("layer", 0)
         if "stage" in known:
             given.setdefault("stage", "encoder")
+        if given.get("stage") != "decoder":
+            given.setdefault("layer", 0)
         method = build_method(name, given)
         if method is None:
             raise InputError(f"method {name!r} prunes nothing. Serve the model with `vllm serve` instead.")
