@@ -41,7 +41,7 @@ class Adapter:
     def cut(self, inputs: Mapping[str, Any], images: slice) -> dict[str, Any]:
         """What the model is given of some of the images: of every argument the rows that are theirs."""
         return {
-            name: value[images] if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) else value
+            name: value[images] if isinstance(value, (list, tuple)) or getattr(value, "ndim", None) else value
             for name, value in inputs.items()
         }
 
