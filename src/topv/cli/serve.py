@@ -87,7 +87,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     from ..errors import InputError
     from ..methods.settings import read_settings
     from ..serve.settings import SERVED_METHODS, ServeSettings
-    from .method_spec import split_methods
+    from ..ask.method_spec import split_methods
 
     specs = split_methods([args.method])
     if len(specs) != 1:
