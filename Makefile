@@ -13,7 +13,12 @@ LMMS_STAMP := $(LMMS)/.installed
 UI := .venv-ui
 UI_STAMP := $(UI)/.installed
 
-.PHONY: demo test test-oldest test-lmms test-ui clean
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.installed
+
+WHEEL := .venv-wheel
+
+.PHONY: demo test test-oldest test-lmms test-ui test-wheel docs clean
 
 demo: $(STAMP)
 	$(BIN)/topv compare --methods none,fastv,topv --report demo-output/report.html
@@ -58,6 +63,29 @@ $(UI_STAMP): pyproject.toml constraints.txt
 	$(UI)/bin/python -m pip install --quiet --constraint $(UI)/constraints.txt --editable '.[ui]' playwright pytest
 	touch $(UI_STAMP)
 
+# The book, into runs/book. Warnings are errors, and nothing that a page loads may lie elsewhere.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --clean
+	$(DOCS)/bin/python docs/check_book.py runs/book
+
+# Names in the reference are read, not imported, so neither torch nor topv is installed.
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet 'pip>=25.1'
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --group docs
+	touch $(DOCS_STAMP)
+
+# The wheel and the sdist, built, and the wheel in an environment that holds nothing else, on every Python there is.
+test-wheel:
+	rm -rf $(WHEEL) dist build
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet 'pip>=25.1' build pytest
+	$(WHEEL)/bin/python -m build --outdir dist .
+	$(WHEEL)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(WHEEL)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	$(WHEEL)/bin/python -m pytest --import-mode=importlib --confcutdir=tests/packaging -c /dev/null --rootdir=. \
+		-p no:cacheprovider -rs tests/packaging
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -65,4 +93,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LMMS) $(UI) runs/ui demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LMMS) $(UI) $(DOCS) $(WHEEL) runs/ui runs/book dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -64,7 +64,7 @@ def links(page: Path) -> list[str]:
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as MkDocs makes them."""
-    found = {heading for heading in _HEADING.findall(_without_code(page))}
+    found = _HEADING.findall(_without_code(page))
     slugs = {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in found}
     return slugs | set(references(page))
 

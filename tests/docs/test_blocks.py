@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -97,7 +98,7 @@ SPOKEN = {tuple(found): name_of(page) for page in PAGES for words in commands(pa
 
 
 def is_run(arguments: tuple[str, ...]) -> bool:
-    from_hub = any("/" in value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--model")
+    from_hub = any("/" in value for option, value in itertools.pairwise(arguments) if option == "--model")
     return arguments[0] in RUN and not from_hub and arguments[-2:] != ("--probe", "all")
 
 
@@ -107,10 +108,9 @@ def test_commands_are_well_formed(capsys: Any) -> None:
     for arguments, page in SPOKEN.items():
         try:
             parsed = parser.parse_args(arguments)
-        except SystemExit as leaving:
-            assert leaving.code == 0, f"{page}: topv {' '.join(arguments)}: {capsys.readouterr().err}"
-        else:
-            assert parsed.command in COMMANDS
+        except SystemExit:
+            raise AssertionError(f"{page}: topv {' '.join(arguments)}: {capsys.readouterr().err}") from None
+        assert parsed.command in COMMANDS
 
 
 @pytest.mark.parametrize("arguments", [spoken for spoken in SPOKEN if is_run(spoken)], ids=" ".join)
