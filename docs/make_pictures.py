@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageDraw
 
 import topv
+from topv.methods import Evidence
 from topv.mini.fonts import load_font
 from topv.mini.scenes import draw_scene
-from topv.methods import Evidence
 from topv.models import family_of
 from topv.report import draw_token_map, outline_token, seen_image
 from topv.transport import coverage

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
