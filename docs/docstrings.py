@@ -56,13 +56,23 @@ def _formula(latex: str, display: str) -> str:
 
 
 def _link(name: str, owner: griffe.Object) -> str:
-    package = owner.package
-    if name.startswith(f"{package.name}."):
-        return f"[`{name}`][{name}]"
+    if name.startswith(f"{owner.package.name}."):
+        return f"[`{name}`][{_home(name, owner)}]"
     scope: griffe.Object | griffe.Alias | None = owner
     while scope is not None:
         exports = scope.exports or () if scope.is_module else ()
         if name in {str(export) for export in exports}:
-            return f"[`{name}`][{scope.path}.{name}]"
+            return f"[`{name}`][{_home(f'{scope.path}.{name}', owner)}]"
         scope = scope.parent
     return f"`{name}`"
+
+
+def _home(path: str, owner: griffe.Object) -> str:
+    """Where a name is documented: a function that is named as its module hides it, but has its anchor within."""
+    name = path.rpartition(".")[2]
+    found = owner.modules_collection.members.get(owner.package.name)
+    for part in path.split(".")[1:]:
+        found = found.members.get(part) if found is not None else None
+    if found is not None and found.is_module and name in found.members:
+        return f"{path}.{name}"
+    return path

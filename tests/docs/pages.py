@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```", re.M | re.S)
+_REFERENCE = re.compile(r"^::: (\S+)$(\n    options: .*)?", re.M)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.M)
 
@@ -70,8 +71,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def references(page: Path) -> list[str]:
-    """The names that a page of the API reference documents."""
-    return re.findall(r"^::: (\S+)$", page.read_text(), re.M)
+    """The names that a page of the API reference documents, but for modules of which it shows the introduction alone."""
+    return [name for name, options in _REFERENCE.findall(page.read_text()) if "members: false" not in options]
 
 
 def _without_code(page: Path) -> str:
