@@ -71,7 +71,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def references(page: Path) -> list[str]:
-    """The names that a page of the API reference documents, but for modules of which it shows the introduction alone."""
+    """The names that a page of the API reference documents, but for modules of which it shows only the introduction."""
     return [name for name, options in _REFERENCE.findall(page.read_text()) if "members: false" not in options]
 
 
