@@ -16,7 +16,12 @@ UI_STAMP := $(UI)/.installed
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
 
-.PHONY: demo test test-oldest test-lmms test-ui test-vllm clean
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.installed
+
+WHEEL := .venv-wheel
+
+.PHONY: demo test test-oldest test-lmms test-ui test-vllm test-wheel docs clean
 
 demo: $(STAMP)
 	$(BIN)/topv compare --methods none,fastv,topv --report demo-output/report.html
@@ -76,6 +81,29 @@ $(VLLM_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
 	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt --editable .
 	touch $(VLLM_STAMP)
 
+# The book, into runs/book. Warnings are errors, and nothing that a page loads may lie elsewhere.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --clean
+	$(DOCS)/bin/python docs/check_book.py runs/book
+
+# Names in the reference are read, not imported, so neither torch nor topv is installed.
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet 'pip>=25.1'
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --group docs
+	touch $(DOCS_STAMP)
+
+# Wheel and sdist are built, and the wheel is installed where nothing else is. On the other supported Pythons that this
+# machine has (in PATH or by pyenv) it is resolved and compiled, for which pip reads some GB of other wheels.
+test-wheel:
+	rm -rf $(WHEEL) dist build
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet 'pip>=25.1' build pytest
+	$(WHEEL)/bin/python -m build --outdir dist .
+	$(WHEEL)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(WHEEL)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	TOPV_DIST=dist $(WHEEL)/bin/python -m pytest tests/packaging
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -83,5 +111,5 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LMMS) $(UI) $(VLLM) runs/ui demo-output
+	rm -rf $(VENV) $(OLDEST) $(LMMS) $(UI) $(VLLM) $(DOCS) $(WHEEL) runs/ui runs/book dist build demo-output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

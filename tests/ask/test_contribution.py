@@ -11,7 +11,7 @@ from topv.layout import coordinates
 from topv.methods import TopV
 from topv.methods.base import Evidence
 from topv.runtime import prune
-from topv.transport import cost_matrix, standardise
+from topv.transport import cost_matrix, solve, standardise
 from topv.transport.importance import subtract_central
 
 WEIGHTS = {"alpha": 1.0, "beta": 0.0, "gamma": 0.0, "sigma": 3.0}
@@ -26,8 +26,8 @@ def evidence(grids: int = 2, ordinals: tuple[int, ...] = (3, 1)) -> Evidence:
 @pytest.mark.parametrize(
     "method",
     [
-        TopV(),
-        TopV(beta=0.7, gamma=0.4, eps=0.1, iterations=5),
+        TopV(importance="demand"),
+        TopV(importance="demand", beta=0.7, gamma=0.4, eps=0.1, iterations=5),
         TopV(importance="potential"),
         TopV(importance="relaxed", rho=0.2, gamma=0.3),
     ],
@@ -50,6 +50,18 @@ def test_the_importance_is_read_off_the_recorded_matrix(method: TopV) -> None:
             cost = cost_matrix(read.source, read.target, read.coordinates, **WEIGHTS, normalize=True)[grid]
             potentials = (method.eps * matrix.log() + cost)[:, 0]
             torch.testing.assert_close(scores[grid], standardise(potentials[None])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_under_coverage_it_is_the_plan_with_all_sources_open() -> None:
+    read, method = evidence(), TopV(gamma=0.3)
+    recording = RecordingTopV.of(method)
+    assert torch.equal(recording.score(read, 4), method.score(read, 4))
+    assert read.source is not None
+    assert read.target is not None
+    cost = cost_matrix(read.source, read.target, read.coordinates, **(WEIGHTS | {"gamma": 0.3}), normalize=True)
+    plan = solve(cost, eps=method.eps, iterations=method.iterations).matrix
+    for grid, ordinal in enumerate(read.images):
+        torch.testing.assert_close(recording.contributions[ordinal].matrix, plan[grid])
 
 
 def test_a_row_and_a_column_are_shares() -> None:

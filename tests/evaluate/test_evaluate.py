@@ -79,7 +79,7 @@ def test_a_shared_budget_reaches_what_one_for_each_grid_does_not() -> None:
 
 def test_readings_are_listed_beside_topv() -> None:
     labels = [label for label, _ in readings(METHODS)]
-    assert labels == ["fastv", "vtw", "topv", "topv (relaxed)", "topv (potential)"]
+    assert labels == ["fastv", "vtw", "topv", "topv (relaxed)", "topv (demand)", "topv (potential)"]
 
 
 def answer(score: float, scene: int, kept: int) -> Answer:

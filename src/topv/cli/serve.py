@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    from ..ask.method_spec import split_methods
     from ..errors import InputError
     from ..methods.settings import read_settings
     from ..serve.settings import SERVED_METHODS, ServeSettings
-    from ..ask.method_spec import split_methods
 
     specs = split_methods([args.method])
     if len(specs) != 1:

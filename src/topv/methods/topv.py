@@ -90,7 +90,8 @@ class TopV(CostMethod):
                 source,
                 target,
                 evidence.coordinates,
-                count,
+                # Grids that share a budget may be asked for more than one of them has.
+                min(count, source.shape[1]),
                 alpha=self.alpha,
                 beta=self.beta,
                 gamma=self.gamma,
