@@ -47,7 +47,7 @@ class Field:
 
     @property
     def stem(self) -> str:
-        return f"{self.model}-{self.name.replace(' ', '-')}"
+        return f"{self.model}-{self.name.replace(',', '').replace(' ', '-')}"
 
     def command(self, options: argparse.Namespace) -> list[str]:
         """The evaluation of this field."""

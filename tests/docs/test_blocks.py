@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import topv
-from topv.cli.main import COMMANDS, _parser, main
+from topv.cli.main import COMMANDS, main, parse
 from topv.mini.scenes import draw_scene
 from topv.models import FAMILIES
 
@@ -105,10 +105,9 @@ def is_run(arguments: tuple[str, ...]) -> bool:
 
 def test_commands_are_well_formed(capsys: Any) -> None:
     assert len(SPOKEN) > 25
-    parser = _parser()
     for arguments, page in SPOKEN.items():
         try:
-            parsed = parser.parse_args(arguments)
+            parsed = parse(arguments)
         except SystemExit:
             raise AssertionError(f"{page}: topv {' '.join(arguments)}: {capsys.readouterr().err}") from None
         assert parsed.command in COMMANDS

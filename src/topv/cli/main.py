@@ -102,6 +102,16 @@ def _module(command: str) -> ModuleType:
     return importlib.import_module(f"topv.cli.{command}")
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command and its options; leaves the process with a message where they do not fit."""
+    parser = _parser()
+    args, more = parser.parse_known_args(arguments)
+    if more and not getattr(_module(args.command), "TAKES_MORE", False):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    args.more = more
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -112,11 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after an error in what was asked for, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
-    args, more = parser.parse_known_args(arguments)
-    if more and not getattr(_module(args.command), "TAKES_MORE", False):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    args.more = more
+    args = parse(arguments)
     args.command_line = ["topv", *arguments]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
