@@ -64,19 +64,35 @@ class Field:
 def fields(models: Sequence[str]) -> list[Field]:
     """Every comparison, the longest first."""
     inside = INSIDE.replace("pyramiddrop", "pyramiddrop:layer=2")
-    early = ",".join(
-        spec if spec == "vtw" else f"{spec}{',' if ':' in spec else ':'}layer=1" for spec in INSIDE.split(",")
-    )
-    why = "Pruning after layer 2 of 12 cannot remove 90 %, so at 90 % every method prunes after layer 1."
+    early = {
+        "mini": (
+            _with(INSIDE, "layer=1"),
+            "Pruning after layer 2 of 12 cannot remove 90 %, so at 90 % every method prunes after layer 1.",
+        ),
+        "tiled": (
+            _with(INSIDE, "layer=1,budget=image"),
+            (
+                "Pruning after layer 2 of 12 cannot remove 90 %, nor can it with one token kept of each of five grids. So at "
+                "90 % every method prunes after layer 1, and the grids of an image share its budget."
+            ),
+        ),
+    }
     return [
         field
         for model in models
         for field in (
             Field(model, "in the decoder", inside, "0.25,0.5,0.75"),
             Field(model, "before the decoder", BEFORE, "0.25,0.5,0.75,0.9"),
-            Field(model, "in the decoder, early", early, "0.9", why),
+            Field(model, "in the decoder, early", early[model][0], "0.9", early[model][1]),
         )
     ]
+
+
+def _with(methods: str, settings: str) -> str:
+    """Every method but VTW, whose layer is its budget, with these settings."""
+    return ",".join(
+        spec if spec == "vtw" else f"{spec}{',' if ':' in spec else ':'}{settings}" for spec in methods.split(",")
+    )
 
 
 def main() -> None:
