@@ -72,8 +72,8 @@ def fields(models: Sequence[str]) -> list[Field]:
         "tiled": (
             _with(INSIDE, "layer=1,budget=image"),
             (
-                "Pruning after layer 2 of 12 cannot remove 90 %, nor can it with one token kept of each of five grids. So at "
-                "90 % every method prunes after layer 1, and the grids of an image share its budget."
+                "Pruning after layer 2 of 12 cannot remove 90 %, nor can it with one token of each of five grids. So "
+                "at 90 % every method prunes after layer 1, and the grids of an image share its budget."
             ),
         ),
     }

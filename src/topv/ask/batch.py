@@ -103,10 +103,12 @@ class BatchAsker:
         visual = [0] * layout.batch
         for grid in layout.grids:
             visual[grid.sample] += grid.tokens
-        counts = self._pruning.results.visual_tokens() if self._pruning else [(n, n) for n in visual]
+        kept = visual
+        if self._pruning:
+            kept = [stages[-1] for _, stages in self._pruning.results.visual_tokens()]
         return [
             {"answer": text.strip(), "visual_tokens": before, "kept_tokens": after}
-            for text, (before, after) in zip(texts, counts, strict=True)
+            for text, before, after in zip(texts, visual, kept, strict=True)
         ]
 
 
