@@ -16,6 +16,7 @@ from topv.errors import InputError, UnsupportedError
 from topv.measure import FlopsCount, count_decoder, count_flops
 from topv.models import family_of
 from topv.probe.recipes import recipes
+from topv.runtime.compaction import Choice
 from topv.runtime.stage import Stage
 
 SAMPLES = [[3, "image", 4], [2, "image", 9], [7]]
@@ -63,11 +64,12 @@ def counted_by_torch(model: Any, inputs: dict[str, Any], monkeypatch: pytest.Mon
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.linalg_solve_triangular: solves})
     choose = Stage.choose
 
-    def apart(self: Stage, hidden_states: torch.Tensor) -> None:
+    def apart(self: Stage, hidden_states: torch.Tensor) -> Choice:
         nonlocal chosen
         before = counter.get_total_flops()
-        choose(self, hidden_states)
+        choice = choose(self, hidden_states)
         chosen += counter.get_total_flops() - before
+        return choice
 
     monkeypatch.setattr(Stage, "choose", apart)
     with counter, torch.no_grad():

@@ -64,14 +64,14 @@ def test_page_is_made_from_the_matrix() -> None:
 
 def test_a_wrong_runtime_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe that could not fail would prove nothing: shift what is kept by one column."""
-    from topv.runtime import forward
+    from topv.runtime import stage
 
-    whole = forward.compact
+    whole = stage.compact
 
-    def shifted(plan, kept, device):  # type: ignore[no-untyped-def]
-        return whole(plan, [(columns + 1).clamp(max=plan.real.numel() - 1) for columns in kept], device)
+    def shifted(plan, kept, device, **which):  # type: ignore[no-untyped-def]
+        return whole(plan, [(columns + 1).clamp(max=plan.real.numel() - 1) for columns in kept], device, **which)
 
-    monkeypatch.setattr(forward, "compact", shifted)
+    monkeypatch.setattr(stage, "compact", shifted)
     outcome = probe(recipes()["llava"], ("eager", "generate"))
     assert set(outcome.cells.values()) == {"no"}
 

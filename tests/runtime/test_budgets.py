@@ -35,7 +35,7 @@ def test_counts_are_exact(budget: Any, keep: float | int) -> None:
 
 def test_a_shared_budget_goes_to_the_highest_scores() -> None:
     inputs = prompt(SAMPLES)
-    _, pruning = run(shared_llava(), inputs, topv.TopV(keep=0.3, budget="sample"))
+    _, pruning = run(shared_llava(), inputs, topv.TopV(importance="demand", keep=0.3, budget="sample"))
     scores = pruning.importance[0]
     assert scores is not None
     visual = (inputs["input_ids"][0] == IMAGE_TOKEN).nonzero().squeeze(1)
