@@ -86,7 +86,7 @@ def image_size(path: str | PathLike[str]) -> tuple[int, int] | None:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 return image.size
-    except Exception:
+    except Exception:  # a damaged header makes Pillow raise what it likes; whoever reads the file says what is wrong
         return None
 
 

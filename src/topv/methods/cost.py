@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -113,6 +113,12 @@ class CostMethod(Method):
             raise ValueError(f"{type(self).__name__}(relevance=...) needs source and text tokens, and got None.")
         likeness = transport.standardise(mean_cosine(source, text, mask, last=self.relevance_tokens))
         return torch.softmax(self.relevance * likeness, dim=1).float()
+
+    @property
+    def cost_settings(self) -> dict[str, Any]:
+        """What the functions of `topv.transport` take to make the cost."""
+        names = ("alpha", "beta", "gamma", "sigma", "normalize", "scale")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def uses_places(self) -> bool:

@@ -48,12 +48,7 @@ class FacilityLocation(CostMethod):
             source,
             target,
             evidence.coordinates,
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            sigma=self.sigma,
-            normalize=self.normalize,
-            scale=self.scale,
+            **self.cost_settings,
         )
         weights = self.target_weights(evidence)
         if weights is not None:

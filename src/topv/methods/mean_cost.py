@@ -31,12 +31,7 @@ class MeanCost(CostMethod):
             source,
             target,
             evidence.coordinates,
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=0.0,
-            sigma=self.sigma,
-            normalize=self.normalize,
-            scale=self.scale,
+            **(self.cost_settings | {"gamma": 0.0}),
         )
         weights = self.target_weights(evidence)
         mean = transport.mean_cost(cost) if weights is None else (cost * weights.unsqueeze(1)).sum(2)

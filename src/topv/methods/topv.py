@@ -92,12 +92,7 @@ class TopV(CostMethod):
                 evidence.coordinates,
                 # Grids that share a budget may be asked for more than one of them has.
                 min(count, source.shape[1]),
-                alpha=self.alpha,
-                beta=self.beta,
-                gamma=self.gamma,
-                sigma=self.sigma,
-                normalize=self.normalize,
-                scale=self.scale,
+                **self.cost_settings,
                 target_weights=weights,
             )
         return transport.importance(
@@ -105,14 +100,9 @@ class TopV(CostMethod):
             source,
             target,
             evidence.coordinates,
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            sigma=self.sigma,
             eps=self.eps,
             rho=self.rho,
             iterations=self.iterations,
-            normalize=self.normalize,
-            scale=self.scale,
+            **self.cost_settings,
             target_weights=weights,
         )
