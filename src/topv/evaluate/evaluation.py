@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from ..errors import InputError
 from .configurations import Configuration
 from .examples import Example
-from .image_features import SharedImageFeatures, reads_tower
+from .image_features import SharedImageFeatures
 from .runner import Answer, Asker, plan_batches
 from .store import AnswerStore
 
@@ -98,8 +97,8 @@ def evaluate(
         asked = [examples[place] for place in batch]
         for configuration in configurations:
             if mine and (configuration.key, number) not in done:
-                shares = contextlib.nullcontext() if reads_tower(configuration.method) else features.used()
-                with shares, Asker(model, processor, configuration.method) as asker:
+                method = configuration.method
+                with features.used(method), Asker(model, processor, method) as asker:
                     answers = [answer.to_dict() for answer in asker.ask(asked)]
                 if store is None:
                     done[configuration.key, number] = answers
