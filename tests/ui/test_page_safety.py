@@ -17,6 +17,9 @@ if find_spec("playwright") is None or find_spec("gradio") is None:
 from PIL import Image
 from playwright.sync_api import expect
 
+from topv.ui.limits import Limits
+from topv.ui.model_slot import ModelSlot
+from topv.ui.page import build_page
 from visitor import HOSTILE, QUICK, SLOW, Opener, ask, labels, png
 
 
@@ -150,3 +153,13 @@ def test_it_listens_on_loopback_alone(server: str) -> None:
     listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
     addresses = re.findall(rf"\s([0-9A-F]+):{port:04X}\s[0-9A-F:]+\s0A", listening)
     assert addresses == ["0100007F"]
+
+
+def test_a_visitors_picture_is_not_written_while_another_reads_it(tmp_path: Path) -> None:
+    blocks = build_page(ModelSlot("mini"), Limits(), folder=tmp_path, measure=False)
+    picks = [function.fn for function in blocks.fns.values() if getattr(function.fn, "__name__", "") == "_pick"]
+    assert len(picks) == 1
+    picked = [picks[0](2)[0] for _ in range(2)]
+    assert picked == [str(tmp_path / "picture-2.png")] * 2
+    before = Path(picked[0]).stat()
+    assert Path(picks[0](2)[0]).stat().st_ctime_ns == before.st_ctime_ns

@@ -49,15 +49,16 @@ _LIVE = 'element.setAttribute("role", "status");'
 _KEPT_SECONDS = 3600
 
 
-def build_page(slot: ModelSlot, limits: Limits, *, measure: bool) -> gr.Blocks:
+def build_page(slot: ModelSlot, limits: Limits, *, folder: Path, measure: bool) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
         slot: the model, which may still be loading.
         limits: what visitors may ask.
+        folder: where the built-in pictures are put, to stay as long as the page is served.
         measure: whether times are measured unless a visitor says otherwise.
     """
-    return _Page(slot, limits, measure).blocks
+    return _Page(slot, limits, folder, measure).blocks
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,13 @@ class _News:
 
 
 class _Page:
-    def __init__(self, slot: ModelSlot, limits: Limits, measure: bool) -> None:
+    def __init__(self, slot: ModelSlot, limits: Limits, folder: Path, measure: bool) -> None:
         self._slot, self._limits, self._measure = slot, limits, measure
         self._pictures = subjects_from_scenes(PICTURES, [])
+        # As files: an image that Gradio saves itself is written anew for each visitor, while another may be reading it.
+        self._files = [str(folder / f"picture-{number}.png") for number in range(1, len(self._pictures) + 1)]
+        for subject, file in zip(self._pictures, self._files, strict=True):
+            subject.image.save(file)
         self._running: dict[str, threading.Event] = {}
         with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS)) as self.blocks:
             self._lay_out()
@@ -210,7 +215,7 @@ class _Page:
         wanted = Settings.from_query({"measure": "1" if self._measure else "0", **_query(request)}, self._limits)
         subject = self._sample(wanted.picture)
         prompt = wanted.prompt or (subject.prompt if subject else "")
-        image = None if subject is None else subject.image
+        image = None if subject is None else self._files[wanted.picture - 1]
         values = [wanted.picture, prompt, list(wanted.methods), wanted.keep]
         return [*values, wanted.recovery, wanted.tokens, wanted.measure, image]
 
@@ -227,7 +232,7 @@ class _Page:
 
     def _pick(self, number: int) -> tuple[Any, Any]:
         subject = self._sample(number)
-        return (None, gr.skip()) if subject is None else (subject.image, subject.prompt)
+        return (None, gr.skip()) if subject is None else (self._files[number - 1], subject.prompt)
 
     def _check_upload(self, path: str | None) -> tuple[Any, Any, str]:
         """Turn a bad upload away at once."""

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from .limits import Limits
@@ -36,7 +37,7 @@ def served(
     Raises:
         OSError: when the port is taken.
     """
-    with tempfile.TemporaryDirectory(prefix="topv-ui-") as folder, _environment(folder):
+    with tempfile.TemporaryDirectory(prefix="topv-ui-") as folder, _environment(f"{folder}/cache"):
         import gradio as gr
         from gradio.themes import Base
         from gradio.themes.utils.fonts import Font
@@ -44,7 +45,7 @@ def served(
         from .guard import Guard
         from .page import build_page
 
-        page = build_page(slot, limits, measure=measure)
+        page = build_page(slot, limits, folder=Path(folder), measure=measure)
         try:
             _, address, _ = page.launch(
                 server_name=host,
@@ -80,10 +81,10 @@ def served(
 
 
 @contextmanager
-def _environment(folder: str) -> Iterator[None]:
+def _environment(cache: str) -> Iterator[None]:
     """Gradio and the hub's client take these from the environment alone."""
     wanted: dict[str, Any] = {
-        "GRADIO_TEMP_DIR": folder,
+        "GRADIO_TEMP_DIR": cache,
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "GRADIO_MCP_SERVER": "False",
