@@ -30,6 +30,20 @@ def test_the_stage_brings_its_layer() -> None:
     assert [method.layer for _, method in sweep("stage", topv.TopV())] == [2, 0]
 
 
+@pytest.mark.parametrize(
+    ("name", "reads", "label"),
+    [("eps", {"importance": "demand"}, "demand, eps=0.05"), ("sigma", {"beta": 1.0}, "beta=1, sigma=0.5")],
+)
+def test_what_the_base_does_not_read_is_varied_where_it_is_read(name: str, reads: dict[str, object], label: str) -> None:
+    variants = sweep(name, topv.TopV())
+    assert variants[0][0] == label
+    for _, method in variants:
+        assert {key: getattr(method, key) for key in reads} == reads
+    told = sweep(name, topv.TopV(**reads))
+    assert [method for _, method in told] == [method for _, method in variants]
+    assert told[0][0] == label.split(", ")[1]
+
+
 def test_unknown_sweeps_are_told() -> None:
     with pytest.raises(InputError, match="Did you mean 'sigma'"):
         sweep("sigm", topv.TopV())

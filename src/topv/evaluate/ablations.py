@@ -11,9 +11,34 @@ from ..methods import TARGETS, Method, TopV
 __all__ = ["SWEEPS", "sweep"]
 
 
-def _over(name: str, values: Sequence[object]) -> Callable[[TopV], list[tuple[str, Method]]]:
+_Sweep = Callable[[TopV], list[tuple[str, Method]]]
+
+
+def _over(name: str, values: Sequence[object]) -> _Sweep:
     def variants(base: TopV) -> list[tuple[str, Method]]:
         return [(f"{name}={_shown(value)}", replace(base, **{name: value})) for value in values]  # type: ignore[arg-type]
+
+    return variants
+
+
+def _with_plan(vary: _Sweep) -> _Sweep:
+    """Under the demand where the base solves no transport problem, and so reads neither eps nor iterations."""
+
+    def variants(base: TopV) -> list[tuple[str, Method]]:
+        if base.importance != "coverage":
+            return vary(base)
+        return [(f"demand, {label}", method) for label, method in vary(replace(base, importance="demand"))]
+
+    return variants
+
+
+def _with_space(vary: _Sweep) -> _Sweep:
+    """Beside beta=1 where the base has no spatial factor, and so nothing that features are weighed against."""
+
+    def variants(base: TopV) -> list[tuple[str, Method]]:
+        if base.beta:
+            return vary(base)
+        return [(f"beta=1, {label}", method) for label, method in vary(replace(base, beta=1.0))]
 
     return variants
 
@@ -44,19 +69,20 @@ def _readings(base: TopV) -> list[tuple[str, Method]]:
     return [*variants, *((f"relaxed, rho={rho:g}", replace(base, importance="relaxed", rho=rho)) for rho in (0.1, 1.0))]
 
 
-SWEEPS: dict[str, Callable[[TopV], list[tuple[str, Method]]]] = {
+SWEEPS: dict[str, _Sweep] = {
     "target": _over("target", TARGETS),
     "stage": _over("stage", ("decoder", "encoder")),
     "recovery": _over("recovery", (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)),
     "terms": _terms,
     "beta": _over("beta", (0.0, 0.3, 1.0, 2.0, 4.0)),
     "gamma": _over("gamma", (0.0, 0.01, 0.1, 0.3, 1.0)),
-    "sigma": _over("sigma", (0.5, 1.0, 1.5, 3.0, 10.0)),
-    "eps": _over("eps", (0.05, 0.1, 0.3, 1.0)),
+    "sigma": _with_space(_over("sigma", (0.5, 1.0, 1.5, 3.0, 10.0))),
+    "eps": _with_plan(_over("eps", (0.05, 0.1, 0.3, 1.0))),
     "reading": _readings,
-    "iterations": _over("iterations", (1, 3, 10, 30)),
+    "iterations": _with_plan(_over("iterations", (1, 3, 10, 30))),
     "normalize": _over("normalize", (True, False)),
-    "scale": _over("scale", ("max", "mean")),
+    "scale": _with_space(_over("scale", ("max", "mean"))),
+    "relevance": _over("relevance", (0.0, 0.3, 1.0, 3.0)),
     "layer": _over("layer", (1, 2, 3, 4)),
     "budget": _over("budget", ("grid", "image")),
 }

@@ -34,8 +34,8 @@ Ask about a picture under several pruning methods. See the answers side by side,
 **topv**, what each token contributes to the others."""
 _LOOK = """\
 ## What does a token contribute?
-TopV moves every token's need onto the tokens that can meet it. Choose a token: its row of the contribution matrix says
-which tokens it serves, its column which serve it."""
+TopV keeps the tokens that leave none far from one that can serve it. Choose a token: its row of the contribution matrix
+says which tokens it serves, its column which serve it."""
 _LINK = """(...values) => {
   const names = ["picture", "prompt", "methods", "keep", "recovery", "tokens", "measure"];
   const plain = value => value === true ? "1" : value === false ? "0" : value === null ? "0" : String(value);
