@@ -24,7 +24,10 @@ from topv.evaluate.statistics import Interval, macro_interval
 
 MODELS = {"mini": "topv-mini", "tiled": "the tiled sibling"}
 INSIDE = "topv,topv:importance=demand,facilitylocation,meancost,uniform,random,fastv,vtw,pyramiddrop,sparsevlm"
-BEFORE = "topv:stage=encoder,facilitylocation:stage=encoder,divprune,cdpruner,visionzip,uniform:layer=0,random:layer=0"
+BEFORE = (
+    "topv:stage=encoder,topv:stage=projector,facilitylocation:stage=encoder,facilitylocation:stage=projector,"
+    "divprune,cdpruner,visionzip,uniform:layer=0,random:layer=0"
+)
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,16 @@ def test_every_sweep_varies_what_it_is_named_after(name: str) -> None:
 
 
 def test_the_stage_brings_its_layer() -> None:
-    assert [method.layer for _, method in sweep("stage", topv.TopV())] == [2, 0]
+    assert [method.layer for _, method in sweep("stage", topv.TopV())] == [2, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("name", "reads", "label"),
     [("eps", {"importance": "demand"}, "demand, eps=0.05"), ("sigma", {"beta": 1.0}, "beta=1, sigma=0.5")],
 )
-def test_what_the_base_does_not_read_is_varied_where_it_is_read(name: str, reads: dict[str, object], label: str) -> None:
+def test_what_the_base_does_not_read_is_varied_where_it_is_read(
+    name: str, reads: dict[str, object], label: str
+) -> None:
     variants = sweep(name, topv.TopV())
     assert variants[0][0] == label
     for _, method in variants:

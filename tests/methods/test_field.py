@@ -18,6 +18,7 @@ METHODS = [
     CDPruner(theta=0.5),
     FacilityLocation(beta=0.2),
     FacilityLocation(stage="encoder", relevance=1.0),
+    FacilityLocation(stage="projector"),
     TopV(relevance=1.0),
     VisionZip(),
 ]

@@ -19,6 +19,7 @@ FAMILIES = ["llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "q
 SAMPLE = [[7, "image", 6]]
 BATCH = [[7, "image", 6], [3, "image", 5, "image", 4], [9]]
 ENCODER = topv.TopV(keep=KEEP, stage="encoder")
+PROJECTOR = topv.TopV(keep=KEEP, stage="projector")
 FIELD = [
     topv.DivPrune(keep=KEEP),
     topv.VisionZip(keep=KEEP, contextual=0.4),
@@ -36,7 +37,9 @@ def visual(pruning: topv.Pruning, sample: int, length: int) -> torch.Tensor:
     return columns
 
 
-@pytest.mark.parametrize("method", [topv.Random(keep=KEEP, layer=0), ENCODER], ids=["random", "encoder"])
+@pytest.mark.parametrize(
+    "method", [topv.Random(keep=KEEP, layer=0), ENCODER, PROJECTOR], ids=["random", "encoder", "projector"]
+)
 @pytest.mark.parametrize("name", [*FAMILIES, "gemma3", "qwen3_5"])
 def test_generation_without_whole_layers_is_exact(name: str, method: topv.Method) -> None:
     if method is ENCODER and name == "gemma3":
@@ -64,7 +67,9 @@ def test_every_method_before_the_decoder_is_exact(name: str, method: topv.Method
     test_generation_without_whole_layers_is_exact(name, method)
 
 
-@pytest.mark.parametrize("method", [ENCODER, *FIELD], ids=["encoder", *(method.name for method in FIELD)])
+@pytest.mark.parametrize(
+    "method", [ENCODER, PROJECTOR, *FIELD], ids=["encoder", "projector", *(method.name for method in FIELD)]
+)
 def test_a_batch_is_its_samples(method: topv.Method) -> None:
     tiny = bench("llava")
     inputs = tiny.prompt(BATCH)
@@ -189,6 +194,10 @@ def test_what_has_no_tower_to_read_is_refused() -> None:
         gemma.model(**inputs)
     with pytest.raises(ValueError, match=r"layer=0 must be at least 1 for FastV"):
         topv.FastV(layer=0)
-    with pytest.raises(ValueError, match=r"stage='tower' must be 'decoder' or 'encoder'"):
+    with pytest.raises(ValueError, match=r"stage='tower' is not one of decoder, encoder, projector"):
         topv.TopV(stage="tower")  # type: ignore[arg-type]
     assert (topv.TopV().layer, topv.TopV(stage="encoder").layer, topv.TopV(stage="encoder", layer=2).layer) == (2, 0, 2)
+    assert (PROJECTOR.layer, PROJECTOR.needs) == (0, {"source"})
+    for settings in ({"layer": 2}, {"target": "mlp"}):
+        with pytest.raises(ValueError, match=r"stage='projector'.*Leave both out"):
+            topv.TopV(stage="projector", **settings)

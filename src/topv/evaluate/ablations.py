@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..errors import InputError, unknown_name
 from ..methods import TARGETS, Method, TopV
+from ..methods.cost import STAGES
 
 __all__ = ["SWEEPS", "sweep"]
 
@@ -47,6 +48,11 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _stages(base: TopV) -> list[tuple[str, Method]]:
+    """Each with the layer that it brings."""
+    return [(f"stage={stage}", replace(base, stage=stage, layer=None)) for stage in STAGES]
+
+
 def _terms(base: TopV) -> list[tuple[str, Method]]:
     """The paper's three factors on and off; beta and gamma as in `TopV.paper()` where the base has none."""
     alpha, beta, gamma = base.alpha or 1.0, base.beta or 1.0, base.gamma or 0.01
@@ -71,7 +77,7 @@ def _readings(base: TopV) -> list[tuple[str, Method]]:
 
 SWEEPS: dict[str, _Sweep] = {
     "target": _over("target", TARGETS),
-    "stage": _over("stage", ("decoder", "encoder")),
+    "stage": _stages,
     "recovery": _over("recovery", (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)),
     "terms": _terms,
     "beta": _over("beta", (0.0, 0.3, 1.0, 2.0, 4.0)),
@@ -101,8 +107,4 @@ def sweep(name: str, base: TopV) -> list[tuple[str, Method]]:
     """
     if name not in SWEEPS:
         raise InputError(str(unknown_name("sweep", name, SWEEPS)))
-    variants = SWEEPS[name](base)
-    if name == "stage":
-        # The stage decides which layer is the first that may be short.
-        variants = [(label, replace(method, layer=None)) for label, method in variants]
-    return variants
+    return SWEEPS[name](base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -13,7 +13,13 @@ from ..budget import recovered_count
 from .base import TARGETS, Evidence, Method
 from .greedy import mean_cosine
 
-__all__ = ["CostMethod"]
+__all__ = ["STAGES", "CostMethod"]
+
+Stage = Literal["decoder", "encoder", "projector"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""Where the transport problem can be posed."""
+
+_POST_NORM = "post_norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +27,19 @@ class CostMethod(Method):
     """A method that poses the cost C = alpha F + beta S + gamma E between source and target tokens.
 
     Args:
-        stage: where the problem is posed: in the "decoder" layer `layer - 1`, or in the "encoder", in the block of the
-            vision tower whose output becomes visual tokens, so that no decoder layer need see every token.
-        layer: number of decoder layers that see every token; None means 2, and 0 with stage="encoder".
+        stage: where the problem is posed: in the "decoder" layer `layer - 1`; in the "encoder", in the block of the
+            vision tower whose output becomes visual tokens; or at the "projector", among the visual tokens that it
+            hands to the decoder, which are sources and targets both. Behind the last two no decoder layer need see
+            every token.
+        layer: number of decoder layers that see every token; None means 2 with stage="decoder", else 0.
         target: where target tokens are read in that layer or block: "pre_norm" (what enters attention), "attention"
             (what leaves it), "post_norm" (what enters the MLP; the paper's choice) or "mlp" (what leaves it).
         alpha: weight of the feature distance F.
         beta: weight of the spatial distance S.
         gamma: weight of the distance E from the grid's centre.
         sigma: width of the spatial Gaussian, in grid cells.
-        normalize: whether source and target features are scaled to unit length before F is taken.
+        normalize: whether source and target features are scaled to unit length before F is taken; with stage="encoder"
+            the mean over the grid is taken off them first.
         scale: whether F is divided by its "max" or its "mean" within each grid.
         recovery: share in [0, 1) of the kept tokens that is a uniform sample of the tokens ranked lower.
         relevance: how much more targets count that are like the prompt's last text tokens: e-folds of weight for each
@@ -39,8 +48,8 @@ class CostMethod(Method):
     """
 
     layer: int | None = None
-    stage: Literal["decoder", "encoder"] = "decoder"
-    target: str = "post_norm"
+    stage: Stage = "decoder"
+    target: str = _POST_NORM
     alpha: float = 1.0
     beta: float = 0.0
     gamma: float = 0.0
@@ -52,10 +61,15 @@ class CostMethod(Method):
     relevance_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.stage not in ("decoder", "encoder"):
-            raise ValueError(f"stage={self.stage!r} must be 'decoder' or 'encoder': where the evidence is read.")
+        if self.stage not in STAGES:
+            raise ValueError(f"stage={self.stage!r} is not one of {', '.join(STAGES)}: where the evidence is read.")
         if self.target not in TARGETS:
             raise ValueError(f"target={self.target!r} is not one of {', '.join(TARGETS)}.")
+        if self.stage == "projector" and (self.layer or self.target != _POST_NORM):
+            raise ValueError(
+                f"layer={self.layer!r} and target={self.target!r} name a place in a layer, but with stage='projector' "
+                "the tokens that the projector made are sources and targets, before any layer. Leave both out."
+            )
         if self.layer is None:
             object.__setattr__(self, "layer", 2 if self.stage == "decoder" else 0)
         super().__post_init__()
@@ -80,10 +94,15 @@ class CostMethod(Method):
         names = {"source", self.target}
         if self.stage == "encoder":
             names = {f"encoder_{name}" for name in names}
+        elif self.stage == "projector":
+            names = {"source"}
         return frozenset(names | {"source", "text"} if self.relevance else names)
 
     def problem(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
         """Source and target tokens (G, N, D) of the stage.
+
+        In the vision tower all tokens of a picture lie in nearly the same direction, so that only what sticks out of it
+        would be told apart: there they are float32, and the mean over their grid is taken off.
 
         Raises:
             ValueError: when they were not read.
@@ -91,9 +110,14 @@ class CostMethod(Method):
         pair = evidence.source, evidence.target
         if self.stage == "encoder":
             pair = evidence.encoder_source, evidence.encoder_target
-        if pair[0] is None or pair[1] is None:
+        elif self.stage == "projector":
+            pair = evidence.source, evidence.source
+        source, target = pair
+        if source is None or target is None:
             raise ValueError(f"{type(self).__name__} needs source and target tokens of the {self.stage}, and got None.")
-        return pair[0], pair[1]
+        if self.stage == "encoder" and self.normalize:
+            return _centred(source), _centred(target)
+        return source, target
 
     @torch.no_grad()
     def target_weights(self, evidence: Evidence) -> torch.Tensor | None:
@@ -126,3 +150,9 @@ class CostMethod(Method):
 
     def recovered(self, count: int, tokens: int) -> int:
         return recovered_count(count, tokens, self.recovery)
+
+
+@torch.no_grad()
+def _centred(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens (G, N, D) less their grid's mean, float32."""
+    return tokens.float() - tokens.float().mean(1, keepdim=True)

@@ -59,7 +59,9 @@ class FrameDifference(TopV):
         Raises:
             ValueError: when source tokens were not read.
         """
-        source, _ = self.problem(evidence)
+        source = evidence.encoder_source if self.stage == "encoder" else evidence.source
+        if source is None:
+            raise ValueError(f"FrameDifference needs source tokens of the {self.stage}, and got None.")
         grids, tokens = source.shape[:2]
         previous = (-1,) * grids if evidence.previous is None else evidence.previous
         if max(previous) < 0:
