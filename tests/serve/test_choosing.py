@@ -26,7 +26,7 @@ TILED = Picture(
 
 def job(picture: Picture, method: Method, seed: int = 0) -> Job:
     generator = torch.Generator().manual_seed(seed)
-    names = ("source", "post_norm")
+    names = ("source", "encoder_source", "encoder_post_norm")
     evidence: Any = {
         name: [torch.randn(part.positions.numel(), 8, generator=generator) for part in picture.parts] for name in names
     }
@@ -49,11 +49,18 @@ def test_the_choice_is_the_methods() -> None:
         (4, 4),
         topv.layout.coordinates((4, 4)),
         (0,),
-        encoder_source=own.evidence["source"][0][None],
-        encoder_target=own.evidence["post_norm"][0][None],
+        encoder_source=own.evidence["encoder_source"][0][None],
+        encoder_target=own.evidence["encoder_post_norm"][0][None],
     )
     expected = select(TOPV.score(evidence, 6), 6).indices[0] + 1
     assert choose([own], TOPV, CPU)[0].tolist() == [0, *expected.tolist()]
+
+
+@pytest.mark.parametrize("method", [topv.TopV(stage="projector", keep=0.4), topv.DivPrune(keep=0.4)], ids=repr)
+def test_the_choice_among_projected_tokens_is_the_methods(method: Method) -> None:
+    own = job(Picture.filled((4, 4)), method)
+    evidence = Evidence((4, 4), topv.layout.coordinates((4, 4)), (0,), source=own.evidence["source"][0][None])
+    assert choose([own], method, CPU)[0].tolist() == select(method.score(evidence, 6), 6).indices[0].tolist()
 
 
 @pytest.mark.parametrize("budget", ["grid", "image"])
@@ -80,8 +87,8 @@ def test_methods_that_look_at_nothing(method: Method) -> None:
 
 def test_overflown_evidence_does_not_raise() -> None:
     own = job(Picture.filled((4, 4)), TOPV)
-    own.evidence["source"][0][3, 2] = float("inf")
-    own.evidence["post_norm"][0][5] = float("nan")
+    own.evidence["encoder_source"][0][3, 2] = float("inf")
+    own.evidence["encoder_post_norm"][0][5] = float("nan")
     assert len(choose([own], TOPV, CPU)[0]) == 6
 
 

@@ -58,7 +58,8 @@ class Job:
     Attributes:
         picture: its grids.
         counts: how many tokens of each budget stay, as `kept_tokens` says.
-        evidence: by name ("source" or one of `TARGETS`), for each part of the picture what its tokens showed, (n, D).
+        evidence: by name, for each part of the picture what its tokens showed, (n, D): "encoder_source" and
+            "encoder_" before one of `TARGETS` of those in the vision tower, "source" of those behind the projector.
     """
 
     picture: Picture
@@ -110,19 +111,20 @@ def _scores(
         raise InputError(f"{method!r} uses the places of visual tokens, and this image's have none.")
 
     def read(name: str) -> torch.Tensor | None:
-        if f"encoder_{name}" not in method.needs:
+        if name not in method.needs:
             return None
         # Infinities would make every score NaN, and an exception here would end the engine for all requests.
         states = torch.stack([job.evidence[name][part].float() for job, part in pairs])
         return torch.nan_to_num(states, nan=0.0, posinf=0.0, neginf=0.0)
 
     shape = parts[0].rows_and_columns
-    target = next((name for name in TARGETS if f"encoder_{name}" in method.needs), None)
+    target = next((name for target in TARGETS if (name := f"encoder_{target}") in method.needs), None)
     evidence = Evidence(
         rows_and_columns=shape,
         coordinates=coordinates(shape).to(device),
         images=tuple(part for _, part in pairs),
-        encoder_source=read("source"),
+        source=read("source"),
+        encoder_source=read("encoder_source"),
         encoder_target=None if target is None else read(target),
     )
     return method.score(evidence, min(count, parts[0].positions.numel()))

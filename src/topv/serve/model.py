@@ -61,6 +61,13 @@ class PrunedModel:
         with self._topv_taps.reading() as states:
             whole = super().embed_multimodal(**inputs)  # type: ignore[misc]
         evidence = {name: self.topv_adapter.parts(self, inputs, pictures, read) for name, read in states.items()}
+        if "source" in self._topv_method.needs:
+            # Behind the decoder's channels some models write what deeper layers add.
+            width = self._topv_config.get_text_config().hidden_size
+            evidence["source"] = [
+                [rows[part.positions.to(rows.device), :width] for part in picture.parts]
+                for rows, picture in zip(whole, pictures, strict=True)
+            ]
         jobs = [
             Job(picture, own.tolist(), {name: parts[number] for name, parts in evidence.items()})
             for number, (picture, own) in enumerate(zip(pictures, counts, strict=True))

@@ -25,10 +25,10 @@ COUNTS = "topv_counts"
 TOKENS = "topv_tokens"
 """The field that carries an image's placeholders before and after pruning: LongTensor (2,)."""
 
-SERVED_METHODS = ("topv", "meancost", "facilitylocation", "uniform", "random")
-"""Methods that need nothing but the vision tower, so that an image's choice holds in every prompt."""
+SERVED_METHODS = ("topv", "meancost", "facilitylocation", "divprune", "uniform", "random")
+"""Methods that need nothing but the vision tower and the projector, so that an image's choice holds in every prompt."""
 
-_READABLE = frozenset({"encoder_source", *(f"encoder_{target}" for target in TARGETS)})
+_READABLE = frozenset({"source", "encoder_source", *(f"encoder_{target}" for target in TARGETS)})
 _SHOWN = '{"keep": 0.5, "max_keep": 1.0, "method": "topv"}'
 
 
@@ -138,5 +138,6 @@ def _check_servable(method: Method) -> None:
     if not method.needs <= _READABLE or method.layer != 0:
         raise InputError(
             f"{method!r} prunes inside the decoder, or reads the prompt. vLLM keeps one number of tokens for all "
-            "layers, so a served method reads the vision tower alone: stage='encoder', layer=0 and relevance=0."
+            "layers, so a served method reads the vision tower or the projector alone: stage='encoder' or "
+            "stage='projector', layer=0 and relevance=0."
         )

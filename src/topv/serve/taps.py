@@ -15,6 +15,7 @@ from ..errors import UnsupportedError
 
 __all__ = ["TowerTaps"]
 
+_PREFIX = "encoder_"
 _NORMS = ("layer_norm1", "norm1", "layernorm_before")
 _ATTENTIONS = ("self_attn", "attn", "attention")
 _MLPS = ("mlp",)
@@ -26,7 +27,7 @@ class TowerTaps:
     Args:
         block: the block. vLLM calls the `forward` of some blocks directly, past their hooks, so only the modules
             inside are tapped.
-        needs: the evidence that the method asks for: names that begin with "encoder_".
+        needs: the evidence that the method asks for; names that begin with "encoder_" are read here.
 
     Raises:
         UnsupportedError: when the block has no such modules.
@@ -41,14 +42,14 @@ class TowerTaps:
             "post_norm": (_MLPS, True),
             "mlp": (_MLPS, False),
         }
-        for name in sorted(needs):
-            names, enters = places[name.removeprefix("encoder_")]
+        for name in sorted(need for need in needs if need.startswith(_PREFIX)):
+            names, enters = places[name.removeprefix(_PREFIX)]
             module = _child(block, names)
             if enters:
-                entering: Any = functools.partial(self._entering, name.removeprefix("encoder_"))
+                entering: Any = functools.partial(self._entering, name)
                 module.register_forward_pre_hook(entering, with_kwargs=True)
             else:
-                module.register_forward_hook(functools.partial(self._leaving, name.removeprefix("encoder_")))
+                module.register_forward_hook(functools.partial(self._leaving, name))
 
     @contextmanager
     def reading(self) -> Iterator[dict[str, torch.Tensor]]:
