@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -140,7 +141,9 @@ def page(every: Sequence[Field], options: argparse.Namespace, command: str) -> s
     for field in every:
         found = json.loads((options.work / f"{field.stem}.json").read_text())["answers"]
         title = f"{MODELS[field.model]}, {field.name}"
-        parts += [f"## {title}", *([field.note] if field.note else []), summary(found)]
+        picture = f"accuracy-{field.stem}.png"
+        shutil.copyfile(options.work / f"{field.stem}.png", options.out.parent / picture)
+        parts += [f"## {title}", *([field.note] if field.note else []), summary(found), f"![{title}]({picture})"]
         own = (options.work / f"{field.stem}.md").read_text().split("\n", 1)[1].strip()
         details += [f"## In full: {title}", own]
     return "\n\n".join([*parts, *details]) + "\n"

@@ -60,6 +60,7 @@ def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "## recovery" in text
     assert "Questions: 2 of the validation split" in text
     assert text.count("| recovery=") == 6
+    assert "![mini: recovery](ablation-recovery.png)" in text
     assert (tmp_path / "ablation-recovery.png").stat().st_size > 10_000
 
 

@@ -6,6 +6,7 @@ test split is for what was chosen by them."""
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from ..errors import InputError
@@ -127,7 +128,11 @@ def run(args: argparse.Namespace) -> int:
 
             args.plot.mkdir(parents=True, exist_ok=True)
             bars, unpruned = ablation_bars(configurations, answers)
-            plot_bars(bars, unpruned, args.plot / f"ablation-{name}.png", title=f"{args.model}: {name}")
+            picture = args.plot / f"ablation-{name}.png"
+            plot_bars(bars, unpruned, picture, title=f"{args.model}: {name}")
+            if args.out is not None:
+                place = Path(os.path.relpath(picture.resolve(), args.out.resolve().parent)).as_posix()
+                sections.append(f"![{args.model}: {name}]({place})")
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
