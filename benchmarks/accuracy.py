@@ -26,8 +26,8 @@ from topv.evaluate.statistics import Interval, macro_interval
 MODELS = {"mini": "topv-mini", "tiled": "the tiled sibling"}
 INSIDE = "topv,topv:importance=demand,facilitylocation,meancost,uniform,random,fastv,vtw,pyramiddrop,sparsevlm"
 BEFORE = (
-    "topv:stage=encoder,topv:stage=projector,facilitylocation:stage=encoder,facilitylocation:stage=projector,"
-    "divprune,cdpruner,visionzip,uniform:layer=0,random:layer=0"
+    "topv:stage=encoder,topv:stage=projector,facilitylocation:stage=projector,divprune,cdpruner,visionzip,"
+    "uniform:layer=0,random:layer=0"
 )
 
 
@@ -41,6 +41,7 @@ class Field:
         methods: their specifications.
         reductions: shares of visual FLOPs to remove.
         note: what a reader has to know, or "".
+        foreground: whether the share of the foreground that each keeps is measured too.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Field:
     methods: str
     reductions: str
     note: str = ""
+    foreground: bool = False
 
     @property
     def stem(self) -> str:
@@ -61,7 +63,7 @@ class Field:
             *("--split", options.split, "--questions", str(options.questions)),
             *("--batch-size", str(options.batch_size), "--device", options.device),
             *("--work", f"{where}", "--out", f"{where}.md", "--json", f"{where}.json", "--plot", f"{where}.png"),
-            *(["--no-foreground"] if options.no_foreground or len(self.reductions) < 5 else []),
+            *([] if self.foreground and not options.no_foreground else ["--no-foreground"]),
         ]
 
 
@@ -85,7 +87,7 @@ def fields(models: Sequence[str]) -> list[Field]:
         field
         for model in models
         for field in (
-            Field(model, "in the decoder", inside, "0.25,0.5,0.75"),
+            Field(model, "in the decoder", inside, "0.25,0.5,0.75", foreground=True),
             Field(model, "before the decoder", BEFORE, "0.25,0.5,0.75,0.9"),
             Field(model, "in the decoder, early", early[model][0], "0.9", early[model][1]),
         )
