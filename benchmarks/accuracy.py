@@ -4,7 +4,8 @@
     python benchmarks/accuracy.py --questions 2000 --device cuda --batch-size 256
 
 Methods that prune inside the decoder are compared with one another, and so are those that prune before it. Each such
-field is one `topv eval`, whose answers are kept in --work, so that a run that was cut short goes on.
+field is one `topv eval`, whose answers are kept in --work, so that a run that was cut short goes on, and a field that
+was evaluated by the same command is not evaluated again.
 """
 
 from __future__ import annotations
@@ -118,9 +119,11 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
 
     def run(field: Field) -> None:
+        command, page = field.command(options), options.work / f"{field.stem}.md"
+        if page.exists() and f"- Command: `{shlex.join(command)}`" in page.read_text().splitlines():
+            return
         with open(options.work / f"{field.stem}.log", "w") as log:
-            command = [sys.executable, "-m", *field.command(options)]
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+            subprocess.run([sys.executable, "-m", *command], check=True, stdout=log, stderr=subprocess.STDOUT)
 
     with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(run, every))
