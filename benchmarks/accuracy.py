@@ -119,8 +119,8 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
 
     def run(field: Field) -> None:
-        command, page = field.command(options), options.work / f"{field.stem}.md"
-        if page.exists() and f"- Command: `{shlex.join(command)}`" in page.read_text().splitlines():
+        command, tables = field.command(options), options.work / f"{field.stem}.md"
+        if tables.exists() and f"- Command: `{shlex.join(command)}`" in tables.read_text().splitlines():
             return
         with open(options.work / f"{field.stem}.log", "w") as log:
             subprocess.run([sys.executable, "-m", *command], check=True, stdout=log, stderr=subprocess.STDOUT)
