@@ -23,7 +23,7 @@ def methods(keep: float | int) -> list[topv.Method]:
         topv.Random(keep=keep, layer=1),
         topv.Uniform(keep=keep, layer=4),
         topv.MeanCost(keep=keep, target="mlp"),
-        topv.FacilityLocation(keep=keep, relevance=1.0),
+        topv.FacilityLocation(keep=keep),
         topv.FrameDifference(keep=keep, budget="grid"),
     ]
 

@@ -171,8 +171,8 @@ def test_what_cannot_be_one_graph_is_refused() -> None:
     weights = pytest.raises(topv.UnsupportedError, match="FastV reads attention weights")
     with topv.prune(tiny.model, topv.FastV(keep=0.4)) as pruning, weights:
         pruning.compile_prefill()
-    text = pytest.raises(topv.UnsupportedError, match="TopV reads text, which is read outside")
-    with topv.prune(tiny.model, topv.TopV(relevance=1.0)) as pruning, text:
+    text = pytest.raises(topv.UnsupportedError, match="CDPruner reads text, which is read outside")
+    with topv.prune(tiny.model, topv.CDPruner(layer=2)) as pruning, text:
         pruning.compile_prefill()
     with topv.prune(bench("gemma3").model, TOPV) as pruning:
         with pytest.raises(topv.UnsupportedError, match="more than shorter tensors"):

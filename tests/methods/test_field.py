@@ -17,9 +17,9 @@ METHODS = [
     CDPruner(),
     CDPruner(theta=0.5),
     FacilityLocation(beta=0.2),
-    FacilityLocation(stage="encoder", relevance=1.0),
+    FacilityLocation(stage="encoder"),
     FacilityLocation(stage="projector"),
-    TopV(relevance=1.0),
+    TopV(),
     VisionZip(),
 ]
 

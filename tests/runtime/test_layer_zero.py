@@ -25,7 +25,6 @@ FIELD = [
     topv.VisionZip(keep=KEEP, contextual=0.4),
     topv.CDPruner(keep=KEEP),
     topv.FacilityLocation(keep=KEEP, stage="encoder"),
-    topv.TopV(keep=KEEP, stage="encoder", relevance=1.0),
 ]
 
 

@@ -24,8 +24,6 @@ costs = {
     "normalize": st.booleans(),
     "scale": st.sampled_from(["max", "mean"]),
     "recovery": st.floats(0, 0.9),
-    "relevance": st.one_of(st.just(0.0), st.floats(0.1, 3)),
-    "relevance_tokens": st.integers(1, 20),
 }
 methods = st.one_of(
     st.builds(

@@ -52,7 +52,6 @@ def test_written_and_read_again(options: dict[str, Any]) -> None:
         ({"budget": "sample"}, ["budget='sample'", "budget='image'"]),
         ({"stage": "decoder", "layer": 2}, ["stage='encoder'"]),
         ({"layer": 2}, ["layer=0"]),
-        ({"relevance": 1.0}, ["relevance=0"]),
         ({"eps": -1}, ["eps=-1"]),
     ],
 )

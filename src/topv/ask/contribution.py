@@ -23,7 +23,7 @@ class Contribution:
 
     Attributes:
         matrix: float32 (N, N) on the CPU: P_ij is what source token i contributes to target token j. Columns sum to the
-            target's share b_j, 1/N unless targets are weighted.
+            target's share b_j, which is 1/N.
     """
 
     matrix: torch.Tensor
@@ -87,7 +87,6 @@ class RecordingTopV(TopV):
             eps=self.eps,
             rho=self.rho if relaxed else math.inf,
             iterations=self.iterations,
-            target_weights=self.target_weights(evidence),
         )
         return plan.matrix.float().cpu()
 

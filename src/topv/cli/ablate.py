@@ -18,8 +18,8 @@ examples:
   topv ablate all --model tiled --out ablations.md          every sweep
   topv ablate sigma --base topv:beta=1.0                    another setting to start from
 
-sweeps: target, stage, recovery, terms, beta, gamma, sigma, eps, reading, iterations, normalize, scale, relevance,
-layer, budget
+sweeps: target, stage, recovery, terms, beta, gamma, sigma, eps, reading, iterations, normalize, scale, layer,
+budget
 
 A killed run goes on where it was with --work FOLDER."""
 

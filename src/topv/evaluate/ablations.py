@@ -88,7 +88,6 @@ SWEEPS: dict[str, _Sweep] = {
     "iterations": _with_plan(_over("iterations", (1, 3, 10, 30))),
     "normalize": _over("normalize", (True, False)),
     "scale": _with_space(_over("scale", ("max", "mean"))),
-    "relevance": _over("relevance", (0.0, 0.3, 1.0, 3.0)),
     "layer": _over("layer", (1, 2, 3, 4)),
     "budget": _over("budget", ("grid", "image")),
 }

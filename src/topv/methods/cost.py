@@ -8,10 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .. import transport
 from ..budget import recovered_count
 from .base import TARGETS, Evidence, Method
-from .greedy import mean_cosine
 
 __all__ = ["STAGES", "CostMethod"]
 
@@ -42,9 +40,6 @@ class CostMethod(Method):
             the mean over the grid is taken off them first.
         scale: whether F is divided by its "max" or its "mean" within each grid.
         recovery: share in [0, 1) of the kept tokens that is a uniform sample of the tokens ranked lower.
-        relevance: how much more targets count that are like the prompt's last text tokens: e-folds of weight for each
-            standard deviation of that likeness within the grid. 0 counts all targets alike.
-        relevance_tokens: how many of the prompt's last text tokens say what is relevant.
     """
 
     layer: int | None = None
@@ -57,8 +52,6 @@ class CostMethod(Method):
     normalize: bool = True
     scale: Literal["max", "mean"] = "max"
     recovery: float = 0.0
-    relevance: float = 0.0
-    relevance_tokens: int = 16
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -83,11 +76,6 @@ class CostMethod(Method):
             raise ValueError(f"sigma={self.sigma!r} must be a finite number above 0, in grid cells.")
         if not 0 <= self.recovery < 1:
             raise ValueError(f"recovery={self.recovery!r} must be in [0, 1): a share of the kept tokens.")
-        if not math.isfinite(self.relevance) or self.relevance < 0:
-            raise ValueError(f"relevance={self.relevance!r} must be a finite number of at least 0.")
-        count = self.relevance_tokens
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"relevance_tokens={count!r} must be an integer of at least 1.")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -96,7 +84,7 @@ class CostMethod(Method):
             names = {f"encoder_{name}" for name in names}
         elif self.stage == "projector":
             names = {"source"}
-        return frozenset(names | {"source", "text"} if self.relevance else names)
+        return frozenset(names)
 
     def problem(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
         """Source and target tokens (G, N, D) of the stage.
@@ -118,25 +106,6 @@ class CostMethod(Method):
         if self.stage == "encoder" and self.normalize:
             return _centred(source), _centred(target)
         return source, target
-
-    @torch.no_grad()
-    def target_weights(self, evidence: Evidence) -> torch.Tensor | None:
-        """The target marginal b: float32 (G, N), positive, summing to 1 over a grid; None for 1/N each.
-
-        b_j is the softmax over the grid of `relevance` times z_j, and z_j the mean cosine of visual token j with the
-        last `relevance_tokens` text tokens, both where the decoder layer `layer - 1` is entered (the decoder, where
-        `layer` is 0), standardised within the grid. A prompt without text gives 1/N each.
-
-        Raises:
-            ValueError: when `relevance` is above 0 and the tokens were not read.
-        """
-        if not self.relevance:
-            return None
-        source, text, mask = evidence.source, evidence.text, evidence.text_mask
-        if source is None or text is None or mask is None:
-            raise ValueError(f"{type(self).__name__}(relevance=...) needs source and text tokens, and got None.")
-        likeness = transport.standardise(mean_cosine(source, text, mask, last=self.relevance_tokens))
-        return torch.softmax(self.relevance * likeness, dim=1).float()
 
     @property
     def cost_settings(self) -> dict[str, Any]:

@@ -26,9 +26,9 @@ class FacilityLocation(CostMethod):
     `TopV` scores every token by itself, so that two tokens alike are both kept or both dropped. Here the kept *set* S
     is scored: with sources outside S closed and no bound on what an open one supplies, the transport problem
 
-        min over P >= 0 of <P, C>  subject to  P^T 1 = b,  P_ij = 0 for i outside S
+        min over P >= 0 of <P, C>  subject to  P^T 1 = 1/N,  P_ij = 0 for i outside S
 
-    sends each target to its cheapest open source, and costs c(S) = sum_j b_j min_{i in S} C_ij: facility location, or
+    sends each target to its cheapest open source, and costs c(S) = (1/N) sum_j min_{i in S} C_ij: facility location, or
     the k-median. Each pick is the token that lowers c most, which finds at least 1 - 1/e of the best possible saving
     (Nemhauser, Wolsey and Fisher, Mathematical Programming 1978, since the saving is submodular). A copy of a kept
     token saves nothing.
@@ -50,10 +50,6 @@ class FacilityLocation(CostMethod):
             evidence.coordinates,
             **self.cost_settings,
         )
-        weights = self.target_weights(evidence)
-        if weights is not None:
-            # Weights are positive, so the cheapest source of a target stays its cheapest.
-            cost *= weights.unsqueeze(1) * weights.shape[1]
         if cost.device.type == "cpu" and not torch.compiler.is_compiling():
             return torch.cat([_greedy(grid, count, dense=False) for grid in cost.split(1)])
         return _greedy(cost, count, dense=True)

@@ -35,19 +35,14 @@ def cosine_similarity(tokens: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def mean_cosine(
-    tokens: torch.Tensor, text: torch.Tensor, mask: torch.Tensor, *, last: int | None = None
-) -> torch.Tensor:
+def mean_cosine(tokens: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean cosine of each token with the text tokens of its sample: (G, N), in `double`; 0 where there is no text.
 
     Args:
         tokens: (G, N, D).
         text: (G, M, D), padded on the left with zeros.
         mask: BoolTensor (G, M), false at padding.
-        last: how many of the last text tokens count; None for all.
     """
-    if last is not None:
-        text, mask = text[:, -last:], mask[:, -last:]
     dtype = double(tokens.device)
     # The mean of cosines is the product with the mean of unit vectors. Padding is zero and adds nothing.
     direction = _unit(text.to(dtype)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -16,7 +16,6 @@ __all__ = ["MeanCost"]
 @dataclass(frozen=True, kw_only=True)
 class MeanCost(CostMethod):
     """Rank source tokens by the mean of their row of TopV's cost matrix: far from every target means important.
-    `relevance` weighs the targets in that mean as it does in `TopV`.
 
     What the transport adds in `TopV` is what it gains over this method.
     """
@@ -33,7 +32,5 @@ class MeanCost(CostMethod):
             evidence.coordinates,
             **(self.cost_settings | {"gamma": 0.0}),
         )
-        weights = self.target_weights(evidence)
-        mean = transport.mean_cost(cost) if weights is None else (cost * weights.unsqueeze(1)).sum(2)
         # As in TopV, the distance from the centre counts against a token, so it stays out of the row's mean.
-        return transport.subtract_central(mean, evidence.coordinates, gamma=self.gamma)
+        return transport.subtract_central(transport.mean_cost(cost), evidence.coordinates, gamma=self.gamma)

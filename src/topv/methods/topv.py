@@ -84,7 +84,6 @@ class TopV(CostMethod):
 
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         source, target = self.problem(evidence)
-        weights = self.target_weights(evidence)
         if self.importance == "coverage":
             return transport.coverage(
                 source,
@@ -93,7 +92,6 @@ class TopV(CostMethod):
                 # Grids that share a budget may be asked for more than one of them has.
                 min(count, source.shape[1]),
                 **self.cost_settings,
-                target_weights=weights,
             )
         return transport.importance(
             self.importance,
@@ -104,5 +102,4 @@ class TopV(CostMethod):
             rho=self.rho,
             iterations=self.iterations,
             **self.cost_settings,
-            target_weights=weights,
         )

@@ -139,5 +139,5 @@ def _check_servable(method: Method) -> None:
         raise InputError(
             f"{method!r} prunes inside the decoder, or reads the prompt. vLLM keeps one number of tokens for all "
             "layers, so a served method reads the vision tower or the projector alone: stage='encoder' or "
-            "stage='projector', layer=0 and relevance=0."
+            "stage='projector', and layer=0."
         )
