@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Selection", "mass_counts", "select"]
+__all__ = ["Selection", "select"]
 
 
 class Selection(NamedTuple):
@@ -79,42 +79,3 @@ def select(importance: Tensor, count: int, recovered: int = 0) -> Selection:
         chosen = order[:, :top]
     indices, place = chosen.sort(dim=1)
     return Selection(indices, place >= top)
-
-
-@torch.no_grad()
-def mass_counts(importance: Tensor, mass: float, protected: Tensor | None = None) -> Tensor:
-    r"""The smallest K of each grid whose most important tokens hold a share of its importance.
-
-    Importance counts from the least important token of the grid, :math:`m_i = g_i - \min_k g_k`, so that shift and
-    scale of g do not matter: the row sums of a plan with hard marginals are all near 1/N, and their own share would be
-    near K/N whatever the picture. Where all tokens are alike, each counts as much. Protected tokens come first.
-
-    Parameters
-    ----------
-    importance : Tensor, shape (G, N)
-        Floating point, free of NaN and infinity.
-    mass : float
-        Share in (0, 1], reached to within one part in a million.
-    protected : BoolTensor, shape (G, N), optional
-        Tokens that stay whatever their importance.
-
-    Returns
-    -------
-    counts : LongTensor, shape (G,)
-        K of each grid, in 1 .. N and at least as many as are protected.
-
-    Examples
-    --------
-    >>> import torch
-    >>> importance = torch.tensor([[1.0, 6.0, 1.0, 4.0], [2.0, 2.0, 2.0, 2.0]])
-    >>> mass_counts(importance, 0.6), mass_counts(importance, 0.75)
-    (tensor([1, 3]), tensor([2, 3]))
-    """
-    excess = importance.double() if importance.device.type != "mps" else importance.float()
-    excess = excess - excess.amin(1, keepdim=True)
-    excess = torch.where(excess.sum(1, keepdim=True) > 0, excess, 1.0)
-    order = excess if protected is None else excess.masked_fill(protected, float("inf"))
-    order = torch.sort(order, dim=1, descending=True, stable=True).indices
-    held = excess.gather(1, order).cumsum(1)
-    missing = (held < mass * (1 - 1e-6) * held[:, -1:]).sum(1) + 1
-    return missing if protected is None else torch.maximum(missing, protected.sum(1))

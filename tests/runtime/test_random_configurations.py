@@ -31,7 +31,7 @@ methods = st.one_of(
         keep=keeps,
         layer=layers,
         target=targets,
-        importance=st.sampled_from(["demand", "potential", "relaxed"]),
+        importance=st.sampled_from(["coverage", "demand", "potential", "relaxed"]),
         eps=st.floats(0.01, 2),
         rho=st.floats(0, 2),
         iterations=st.integers(1, 6),
@@ -46,13 +46,6 @@ methods = st.one_of(
     st.builds(topv.VTW, layer=layers),
     st.builds(topv.PyramidDrop, keep=keeps, layer=layers, stages=st.integers(2, 6), budget=budgets),
     st.builds(topv.SparseVLM, keep=keeps, layer=layers, budget=budgets),
-    st.builds(
-        topv.TopV,
-        mass=st.floats(0.01, 1),
-        layer=layers,
-        importance=st.sampled_from(["demand", "potential", "relaxed"]),
-        budget=budgets,
-    ),
     st.builds(topv.Random, keep=keeps, layer=layers, seed=st.integers(0, 9)),
     st.builds(topv.Uniform, keep=keeps, layer=layers),
 )

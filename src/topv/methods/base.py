@@ -20,7 +20,7 @@ __all__ = ["BUDGETS", "GOALS", "TARGETS", "Evidence", "Method"]
 GOALS = ("visual_flops", "kv_share")
 """The settings that ask for a saving rather than for a number of tokens."""
 
-BUDGETS = ("keep", *GOALS, "mass")
+BUDGETS = ("keep", *GOALS)
 """The settings that decide how many tokens stay. Each method takes one of them."""
 
 TARGETS = ("pre_norm", "attention", "post_norm", "mlp")
@@ -84,13 +84,9 @@ class Method:
         visual_flops: target instead of `keep`: the share in [0, 1) of each sample's visual FLOPs to save. The runtime
             gives every budget of the sample the same ratio, the one whose saving is nearest.
         kv_share: target instead of `keep`: the share in (0, 1] of each sample's KV bytes, text included, to leave.
-        mass: instead of `keep`: the share in (0, 1] of importance to keep (`topv.selection.mass_counts`). How many
-            tokens hold it depends on the picture, so the prefill waits once for the device to say so. For methods
-            with `has_mass`.
 
     Raises:
-        ValueError: when a setting is out of range, more than one of `keep`, `visual_flops`, `kv_share`, `mass` is
-            given, or `mass` to a method without.
+        ValueError: when a setting is out of range, or more than one of `keep`, `visual_flops`, `kv_share` is given.
         TypeError: when `keep` or a target is not a number.
     """
 
@@ -100,7 +96,6 @@ class Method:
     compact_early_layers: bool = False
     visual_flops: float | None = None
     kv_share: float | None = None
-    mass: float | None = None
 
     has_importance: ClassVar[bool] = True
     """Whether the scores say how important each token is (False for random or purely positional choices)."""
@@ -123,12 +118,7 @@ class Method:
             share = getattr(self, name)
             if share is not None:
                 object.__setattr__(self, name, _validate_share(name, share))
-        if self.mass is not None and not self.has_mass:
-            raise ValueError(
-                f"mass={self.mass!r} needs importance that is given to every token by itself, without recovery; "
-                f"{type(self).__name__} with these settings has none. Use TopV, MeanCost or FastV with recovery=0."
-            )
-        if self.goal is None and self.mass is None:
+        if self.goal is None:
             object.__setattr__(self, "keep", validate_keep(0.5 if self.keep is None else self.keep))
         if self.layer is not None and not _is_count(self.layer):
             raise ValueError(
@@ -155,7 +145,7 @@ class Method:
 
     @property
     def goal(self) -> tuple[str, float] | None:
-        """The target that decides how many tokens stay, by name and share; None where `keep` or `mass` does."""
+        """The target that decides how many tokens stay, by name and share; None where `keep` does."""
         for name in GOALS:
             share: float | None = getattr(self, name)
             if share is not None:
@@ -168,16 +158,9 @@ class Method:
         keep: float | int | None = None,
         visual_flops: float | None = None,
         kv_share: float | None = None,
-        mass: float | None = None,
     ) -> Self:
         """The same method with another budget or target, in place of its own."""
-        return replace(self, keep=keep, visual_flops=visual_flops, kv_share=kv_share, mass=mass)
-
-    @property
-    def has_mass(self) -> bool:
-        """Whether `mass` may decide how many tokens stay: scores must not depend on how many, and all kept tokens be
-        those of highest score."""
-        return False
+        return replace(self, keep=keep, visual_flops=visual_flops, kv_share=kv_share)
 
     @property
     def name(self) -> str:
@@ -275,8 +258,6 @@ def _validate_share(name: str, share: Any) -> float:
         raise ValueError(f"visual_flops={share!r} must be in [0, 1): the share of visual FLOPs to save, such as 0.5.")
     if name == "kv_share" and not 0 < share <= 1:
         raise ValueError(f"kv_share={share!r} must be in (0, 1]: the share of KV bytes to leave, such as 0.6.")
-    if name == "mass" and not 0 < share <= 1:
-        raise ValueError(f"mass={share!r} must be in (0, 1]: the share of importance to keep, such as 0.9.")
     return share
 
 

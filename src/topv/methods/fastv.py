@@ -35,10 +35,6 @@ class FastV(Method):
     def needs(self) -> frozenset[str]:
         return frozenset({"attention_row" if self.attention == "row" else "attention_map"})
 
-    @property
-    def has_mass(self) -> bool:
-        return True
-
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         if evidence.attention is None:
             raise ValueError("FastV needs evidence.attention (G, N), and got None.")

@@ -20,10 +20,6 @@ class MeanCost(CostMethod):
     What the transport adds in `TopV` is what it gains over this method.
     """
 
-    @property
-    def has_mass(self) -> bool:
-        return self.recovery == 0
-
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         source, target = self.problem(evidence)
         cost = transport.cost_matrix(

@@ -78,10 +78,6 @@ class TopV(CostMethod):
             recovery=0.25,
         )
 
-    @property
-    def has_mass(self) -> bool:
-        return self.recovery == 0
-
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
         source, target = self.problem(evidence)
         if self.importance == "coverage":

@@ -30,7 +30,6 @@ class VTW(Method):
     budget: Literal["grid", "image", "sample"] = field(default="grid", init=False, repr=False)
     visual_flops: float | None = field(default=None, init=False, repr=False)
     kv_share: float | None = field(default=None, init=False, repr=False)
-    mass: float | None = field(default=None, init=False, repr=False)
     has_importance: ClassVar[bool] = False
 
     @property

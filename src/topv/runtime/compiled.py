@@ -56,8 +56,6 @@ class CompiledPrefill:
             reason = (
                 f"{type(method).__name__} reads {', '.join(sorted(unread))}, which is read outside the decoder's layers"
             )
-        elif method.mass is not None:
-            reason = f"how many tokens stay depends on the picture with mass={method.mass!r}"
         elif "forward" in vars(decoder):
             reason = f"the forward of {type(decoder).__name__} is already wrapped"
         elif implementation not in ("eager", "sdpa"):

@@ -116,7 +116,6 @@ class PrefillPlan:
         fixed: BoolTensor (B, T): columns that stay whatever the method says.
         buckets: the groups of grids that lose tokens; empty when nothing is pruned.
         row_lengths: for each pruning layer the number of columns that stay from it on in each sample.
-        is_open: whether the importance of tokens is yet to say how many stay; until then all of them are planned to.
     """
 
     layout: VisualLayout
@@ -124,7 +123,6 @@ class PrefillPlan:
     fixed: torch.Tensor
     buckets: tuple[Bucket, ...]
     row_lengths: tuple[tuple[int, ...], ...]
-    is_open: bool = False
 
     def length(self, stage: int = 0) -> int:
         """Padded length S of the compacted batch, from a pruning layer on that comes behind `stage` others."""
@@ -181,13 +179,12 @@ def build_plan(
                 f"the attention mask hides visual tokens of grid {grid.ordinal} in sample {grid.sample}. Pass the "
                 "attention mask that the processor returned for this prompt."
             )
-    is_open = method.mass is not None and method.mass < 1
     groups = _groups(layout, method.budget)
     for group, wanted in zip(groups, _wanted(groups, method, family, layers, real), strict=True):
         columns = torch.cat([grid.columns for grid in group])
         protected = int(must_stay[group[0].sample, columns].sum())
         counts = tuple(_count(group, method, count, protected) for count in wanted)
-        if is_open or counts[-1] < columns.numel():
+        if counts[-1] < columns.numel():
             _check_places(group, method)
             grouped[tuple(grid.rows_and_columns for grid in group), counts].append(group)
             fixed[group[0].sample, columns] = False
@@ -200,7 +197,7 @@ def build_plan(
         buckets.append(Bucket(tuple(alike), counts, flat, stays if bool(stays.any()) else None))
         for group in alike:
             row_lengths[:, group[0].sample] += torch.tensor(counts, device="cpu")
-    return PrefillPlan(layout, real, fixed, tuple(buckets), tuple(map(tuple, row_lengths.tolist())), is_open)
+    return PrefillPlan(layout, real, fixed, tuple(buckets), tuple(map(tuple, row_lengths.tolist())))
 
 
 def _groups(layout: VisualLayout, budget: str) -> list[tuple[Grid, ...]]:
@@ -217,8 +214,6 @@ def _wanted(
 ) -> list[tuple[int, ...]]:
     """How many tokens of each group the method wants to keep from each pruning layer on."""
     sizes = [sum(grid.tokens for grid in group) for group in groups]
-    if method.mass is not None:
-        return [(size,) * len(layers) for size in sizes]
     if method.goal is None:
         return [budget_counts(method, layers, len(family.layers), size) for size in sizes]
     of_sample: dict[int, list[int]] = defaultdict(list)

@@ -10,7 +10,6 @@ from ..selection import select
 from .compaction import Choice, Compaction, compact, gather_arguments
 from .evidence import EvidenceReader, FiniteCheck
 from .masks import KeySlots, shorten_mask
-from .mass import decide
 from .record import CacheRecord
 from .short_masks import ShortMasks
 
@@ -99,7 +98,7 @@ class Stage:
     def drops(self) -> bool:
         """Whether fewer tokens stay in its layers than before."""
         plan = self.run.plan
-        return plan is not None and (plan.is_open or any(bucket.drops(self.number) for bucket in plan.buckets))
+        return plan is not None and any(bucket.drops(self.number) for bucket in plan.buckets)
 
     @torch.no_grad()
     def choose(self, hidden_states: torch.Tensor) -> Choice:
@@ -116,30 +115,15 @@ class Stage:
         if self.layer == 0:
             self.evidence.read_source(hidden_states)
         self.choice = choice = Choice()
-        flats, judged = self.evidence.flat_columns(device), None
-        if plan.is_open and self.run.method.mass is not None:
-            scored = [self.evidence.scores(number, device) for number in range(len(flats))]
-            plan, judged = decide(plan, scored, self.run.method.mass)
-            self.run.plan = plan
-            flats = [bucket.flat.to(device, non_blocking=True) for bucket in plan.buckets]
         columns = []
-        for number, flat in enumerate(flats):
-            scores = None if judged is None else judged[number]
-            self._choose_in(number, flat, choice, None if earlier is None else earlier.kept[number], scores)
+        for number, flat in enumerate(self.evidence.flat_columns(device)):
+            self._choose_in(number, flat, choice, None if earlier is None else earlier.kept[number])
             columns.append(flat.gather(1, choice.kept[number]))
         self.evidence.release()
-        if plan.buckets:
-            self.compaction = compact(plan, columns, device, stage=self.number)
+        self.compaction = compact(plan, columns, device, stage=self.number)
         return choice
 
-    def _choose_in(
-        self,
-        number: int,
-        flat: torch.Tensor,
-        choice: Choice,
-        earlier: torch.Tensor | None,
-        scores: torch.Tensor | None,
-    ) -> None:
+    def _choose_in(self, number: int, flat: torch.Tensor, choice: Choice, earlier: torch.Tensor | None) -> None:
         """Select among the tokens (G, N) of a bucket those that stay.
 
         Args:
@@ -147,7 +131,6 @@ class Stage:
             flat: its columns, on the device.
             choice: where to put what was chosen.
             earlier: LongTensor (G, K), those that are left until here; None for all.
-            scores: float32 (G, N) where they are known already.
         """
         bucket, method = self.run.require_plan.buckets[number], self.run.method
         count = bucket.counts[self.number]
@@ -157,7 +140,7 @@ class Stage:
             kept = earlier if count and earlier is not None else kept
             choice.add(kept, torch.zeros_like(kept, dtype=torch.bool), None)
             return
-        scores = self.evidence.scores(number, flat.device) if scores is None else scores
+        scores = self.evidence.scores(number, flat.device)
         importance = scores if method.has_importance else None
         if earlier is not None:
             self.finite.look([scores])
