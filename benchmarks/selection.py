@@ -5,6 +5,8 @@
 
 Parts, all but the last on a CPU:
 
+Tokens are ranked by coverage, which is TopV's default, and by the plan's demand.
+
 - share: one picture of 576 tokens, 896 wide, as a LLaVA-shaped decoder of 24 layers hands it over, against that
   decoder's unpruned prefill, in interleaved rounds.
 - tiles: 1 to 64 tiles of 256 tokens in one call; time per tile.
@@ -37,16 +39,16 @@ from topv.measure.random_model import build_random_model, random_inputs
 from topv.measure.shapes import preset
 from topv.methods import Evidence, TopV
 from topv.selection import select
-from topv.transport import importance
+from topv.transport import coverage, importance
 
 DEFAULTS = TopV()
-SETTINGS: dict[str, Any] = {
-    name: getattr(DEFAULTS, name)
-    for name in ("alpha", "beta", "gamma", "sigma", "eps", "rho", "iterations", "normalize", "scale")
-}
+COST = DEFAULTS.cost_settings
+SOLVER: dict[str, Any] = {name: getattr(DEFAULTS, name) for name in ("eps", "rho", "iterations")}
+RANKINGS = ("coverage", "demand")
 PARTS = ("share", "tiles", "large", "device")
 FIELDS = (
     "part",
+    "ranking",
     "backend",
     "grids",
     "tokens",
@@ -86,13 +88,23 @@ def tokens(batch: int, n: int, width: int, dtype: torch.dtype) -> tuple[torch.Te
     return source.to(dtype), target.to(dtype)
 
 
+def rank(
+    ranking: str, source: torch.Tensor, target: torch.Tensor, places: torch.Tensor, backend: Any = "auto"
+) -> torch.Tensor:
+    """Scores (G, N) by which half of the tokens stay."""
+    if ranking == "coverage":
+        return coverage(source, target, places, source.shape[1] // 2, **COST)
+    return importance("demand", source, target, places, **COST, **SOLVER, backend=backend)
+
+
 def row(
-    part: str, backend: str, shape: tuple[int, int, int], dtype: str, times: list[float], **more: Any
+    part: str, ranking: str, backend: str, shape: tuple[int, int, int], dtype: str, times: list[float], **more: Any
 ) -> dict[str, Any]:
     """One line of the table; times in seconds per call."""
     grids, n, width = shape
     return {
         "part": part,
+        "ranking": ranking,
         "backend": backend,
         "grids": grids,
         "tokens": n,
@@ -112,11 +124,11 @@ def share(rounds: int, layers: int) -> list[dict[str, Any]]:
     shape = preset("llava-cpu")
     model = build_random_model(shape, dtype=torch.float32, device=torch.device("cpu"), layers=layers)
     inputs = random_inputs(model, shape.picture, batch=1, text_tokens=64)
-    method = Capture(keep=0.5)
+    capture = Capture(keep=0.5)
     with torch.inference_mode():
-        with topv.prune(model, method):
+        with topv.prune(model, capture):
             model(**inputs, logits_to_keep=1)
-        evidence = method.seen[0]
+        evidence = capture.seen[0]
         grids, n, width = evidence.source.shape  # type: ignore[union-attr]
         count = keep_count(n, 0.5)
 
@@ -124,25 +136,35 @@ def share(rounds: int, layers: int) -> list[dict[str, Any]]:
             with watch.phase("all"):
                 model(**inputs, use_cache=True, logits_to_keep=1)
 
-        def selection(watch: Any) -> None:
-            with watch.phase("all"):
-                select(DEFAULTS.score(evidence, count), count)
+        def selection(ranking: Any) -> Callable[[Any], None]:
+            method = TopV(keep=0.5, importance=ranking)
+
+            def run(watch: Any) -> None:
+                with watch.phase("all"):
+                    select(method.score(evidence, count), count)
+
+            return run
 
         table = measure_phases(
-            {"prefill": prefill, "selection": selection},
+            {"prefill": prefill, **{ranking: selection(ranking) for ranking in RANKINGS}},
             baseline="prefill",
             warmup=2,
             repetitions=rounds,
             synchronize=lambda: None,
         )["all"]
-    ratio = table["selection"].ratio
-    assert ratio is not None
-    print(
-        f"share: selection {table['selection'].median * 1e3:.2f} ms of a prefill of "
-        f"{table['prefill'].median * 1e3:.0f} ms: {ratio.value:.3%} [{ratio.low:.3%}, {ratio.high:.3%}]"
-    )
-    times = list(table["selection"].seconds)
-    return [row("share", "auto", (grids, n, width), "float32", times, share_of_prefill=round(ratio.value, 6))]
+    rows = []
+    for ranking in RANKINGS:
+        ratio = table[ranking].ratio
+        assert ratio is not None
+        print(
+            f"share: selection by {ranking} {table[ranking].median * 1e3:.2f} ms of a prefill of "
+            f"{table['prefill'].median * 1e3:.0f} ms: {ratio.value:.3%} [{ratio.low:.3%}, {ratio.high:.3%}]"
+        )
+        times = list(table[ranking].seconds)
+        rows.append(
+            row("share", ranking, "auto", (grids, n, width), "float32", times, share_of_prefill=round(ratio.value, 6))
+        )
+    return rows
 
 
 def tiles(rounds: int, width: int) -> list[dict[str, Any]]:
@@ -150,19 +172,21 @@ def tiles(rounds: int, width: int) -> list[dict[str, Any]]:
     source, target = tokens(64, 256, width, torch.float32)
     places = cells(16)
     counts = (1, 2, 4, 8, 16, 32, 64)
-    times: dict[int, list[float]] = {count: [] for count in counts}
+    cases = [(ranking, count) for ranking in RANKINGS for count in counts]
+    times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     for number in range(rounds + 1):
-        for count in counts:
+        for ranking, count in cases:
             start = time.perf_counter()
             for first in range(0, 64, count):
                 part = slice(first, first + count)
-                importance("demand", source[part], target[part], places, **SETTINGS)
+                rank(ranking, source[part], target[part], places)
             if number:
-                times[count].append((time.perf_counter() - start) * count / 64)
-    rows = [row("tiles", "auto", (count, 256, width), "float32", times[count]) for count in counts]
-    one = rows[0]["per_grid_ms"]
+                times[ranking, count].append((time.perf_counter() - start) * count / 64)
+    rows = [
+        row("tiles", ranking, "auto", (count, 256, width), "float32", times[ranking, count]) for ranking, count in cases
+    ]
     for line in rows:
-        print(f"tiles: {line['grids']:>3} tiles, {line['per_grid_ms']:.3f} ms each, x {line['per_grid_ms'] / one:.2f}")
+        print(f"tiles by {line['ranking']}: {line['grids']:>3} tiles, {line['per_grid_ms']:.3f} ms each")
     return rows
 
 
@@ -172,12 +196,12 @@ sys.path.insert(0, {folder!r})
 import selection
 torch.set_num_threads({threads})
 def solve(n, source, target):
-    return selection.importance("demand", source, target, selection.cells(int(n**0.5)), **selection.SETTINGS)
+    return selection.rank({ranking!r}, source, target, selection.cells(int(n**0.5)))
 def resident(name):
     status = pathlib.Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1]) / 1024
 inputs = selection.tokens(1, {n}, {width}, torch.{dtype})
-solve(2401, *selection.tokens(1, 2401, {width}, torch.{dtype}))  # loads what it needs
+solve(4900, *selection.tokens(1, 4900, {width}, torch.{dtype}))  # loads what it needs
 ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept of that would hide what comes
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before, start = resident("VmRSS"), time.perf_counter()
@@ -190,26 +214,33 @@ print(json.dumps([seconds, resident("VmHWM") - before]))
 
 def large(width: int, dtype: str) -> list[dict[str, Any]]:
     """One grid of 16,384 tokens; the system counts what operations take within themselves as well."""
-    n = 16384
-    code = LARGE.format(
-        folder=str(Path(__file__).parent), threads=torch.get_num_threads(), n=n, width=width, dtype=dtype
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    seconds, added = json.loads(done.stdout.splitlines()[-1])
-    print(f"large: {n} tokens, {width} wide, {dtype}: {seconds:.1f} s, {added:.1f} MiB beyond the inputs")
-    return [row("large", "auto", (1, n, width), dtype, [seconds], added_mib=round(added, 1))]
+    n, rows = 16384, []
+    for ranking in RANKINGS:
+        code = LARGE.format(
+            folder=str(Path(__file__).parent),
+            threads=torch.get_num_threads(),
+            n=n,
+            width=width,
+            dtype=dtype,
+            ranking=ranking,
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        seconds, added = json.loads(done.stdout.splitlines()[-1])
+        print(f"large by {ranking}: {n} tokens, {width} wide, {dtype}: {seconds:.1f} s, {added:.1f} MiB beyond inputs")
+        rows.append(row("large", ranking, "auto", (1, n, width), dtype, [seconds], added_mib=round(added, 1)))
+    return rows
 
 
 def device(rounds: int, dtype: str) -> list[dict[str, Any]]:
-    """One picture on a CUDA device, by each backend."""
+    """One picture on a CUDA device, by coverage and by each backend of the solve."""
     shape = (1, 576, 4096)
     source, target = (x.cuda() for x in tokens(*shape, getattr(torch, dtype)))
     places = cells(24).cuda()
     rows = []
-    for backend in ("fused", "torch", "streaming"):
+    for ranking, backend in (("coverage", "auto"), ("demand", "fused"), ("demand", "torch"), ("demand", "streaming")):
 
-        def call(backend: Any = backend) -> torch.Tensor:
-            return importance("demand", source, target, places, **SETTINGS, backend=backend)
+        def call(ranking: str = ranking, backend: str = backend) -> torch.Tensor:
+            return rank(ranking, source, target, places, backend)
 
         call()
         torch.cuda.synchronize()
@@ -218,8 +249,8 @@ def device(rounds: int, dtype: str) -> list[dict[str, Any]]:
             call()
         for how, run in (("graph", graph.replay), ("queued", call)):
             times = device_times(run, rounds, filled=how == "queued")
-            rows.append(row("device", f"{backend}, {how}", shape, dtype, times))
-            print(f"device: {backend}, {how}: {rows[-1]['median_ms']:.4f} ms")
+            rows.append(row("device", ranking, f"{backend}, {how}", shape, dtype, times))
+            print(f"device: {ranking}, {backend}, {how}: {rows[-1]['median_ms']:.4f} ms")
     return rows
 
 
