@@ -172,15 +172,18 @@ class _Costs:
 
     def all_rows(self) -> tuple[Tensor, Tensor]:
         """All costs, int32 (N, N), and what one step is worth, float32 ()."""
-        held = self._distances(slice(0, self.n))
+        held = self._distances(slice(0, self.n), torch.empty(self.n, self.n, dtype=torch.float32, device=self.device))
         largest = held.amax()
         self._measure(largest, largest if self.scale == "max" else held.mean(1).mean())
-        return self._priced(held, slice(0, self.n)), self.unit
+        return self._priced(held, slice(0, self.n)).to(torch.int32), self.unit
 
     def survey(self) -> tuple[Tensor, Tensor]:
         """In two passes over all rows: the sum of each target's costs, int64 (N,), and its cheapest source, (N,)."""
         blocks = list(slices(self.n, ROWS_AT_ONCE))
-        parts = torch.stack([torch.stack((d.amax(), d.mean(1).sum())) for d in map(self._distances, blocks)])
+        # Blocks given back one by one would be left between others and add up.
+        self.held = torch.empty(ROWS_AT_ONCE, self.n, dtype=torch.float32, device=self.device)
+        self.whole = torch.empty(ROWS_AT_ONCE, self.n, dtype=torch.int32, device=self.device)
+        parts = torch.stack([torch.stack((d.amax(), d.mean(1).sum())) for d in map(self._held_distances, blocks)])
         largest = parts[:, 0].amax()
         self._measure(largest, largest if self.scale == "max" else parts[:, 1].sum() / self.n)
         sums = torch.zeros(self.n, dtype=torch.int64, device=self.device)
@@ -195,15 +198,18 @@ class _Costs:
         return sums, supplier
 
     def rows(self, which: Tensor | slice) -> Tensor:
-        """The costs of some sources: int32 (R, N). Only after ``survey``."""
-        return self._priced(self._distances(which), which)
+        """The costs of up to ``ROWS_AT_ONCE`` sources: int32 (R, N), until the next call. Only after ``survey``."""
+        price = self._priced(self._held_distances(which), which)
+        return self.whole[: len(price)].copy_(price)
 
-    def _distances(self, which: Tensor | slice) -> Tensor:
-        rows = len(self.cells[which])
-        held = torch.zeros(rows, self.n, dtype=torch.float32, device=self.device)
-        if self.pairs is not None:
-            self.pairs.at(which).write(slice(0, rows), held)
-        return held
+    def _held_distances(self, which: Tensor | slice) -> Tensor:
+        return self._distances(which, self.held[: len(self.cells[which])])
+
+    def _distances(self, which: Tensor | slice, out: Tensor) -> Tensor:
+        if self.pairs is None:
+            return out.zero_()
+        self.pairs.at(which).write(slice(0, len(out)), out)
+        return out
 
     def _measure(self, largest: Tensor, whole: Tensor) -> None:
         self.factor = self.alpha / torch.where(whole > 0, whole, 1.0)
@@ -213,6 +219,7 @@ class _Costs:
         self.unit = torch.where(highest > 0, highest, 1.0) / LEVELS
 
     def _priced(self, held: Tensor, which: Tensor | slice) -> Tensor:
+        """Distances made into costs, in whole steps and in place."""
         held.mul_(self.factor)
         if self.beta:
             held.add_(spatial_distance_between(self.cells[which], self.cells, sigma=self.sigma), alpha=self.beta)
@@ -220,7 +227,7 @@ class _Costs:
             held.add_(self.central[which, None])
         if self.weights is not None:
             held.mul_(self.weights)
-        return held.div_(self.unit).round_().to(torch.int32)
+        return held.div_(self.unit).round_()
 
 
 class _RowsOnDemand:
