@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError, unknown_name
-from ..mini.clips import CLIP_TASKS, draw_clip
+from ..mini.clips import CLIP_TASKS, ClipQuestion, draw_clip
 from ..mini.geometry import SHIPPED, Geometry
+from ..mini.questions import Question
 from ..mini.scenes import TASKS, draw_scene
 from ..mini.views import View
 
 __all__ = ["CLIP_TASKS", "TASKS", "Example", "bundled_clips", "bundled_examples", "foreground_tokens"]
 
 _PER_SCENE = 2
+
+_Drawn = tuple[Sequence[Question | ClipQuestion], Image.Image, tuple[Image.Image, ...]]
+"""What one seed gives: questions, the picture, and a clip's frames."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,12 @@ def bundled_examples(
         InputError: for an unknown task, or a count below 1.
     """
     _check(tasks, TASKS, count)
-    found: dict[str, list[Example]] = {task: [] for task in tasks}
-    seed = 0
-    while any(len(examples) < count for examples in found.values()):
+
+    def draw(seed: int) -> _Drawn:
         scene = draw_scene(seed, split, geometry)
-        for task, examples in found.items():
-            questions = [question for question in scene.questions if question.task == task][:_PER_SCENE]
-            examples += [
-                Example(task, seed, scene.image, question.prompt, question.answer, question.target_size)
-                for question in questions[: count - len(examples)]
-            ]
-        seed += 1
-    return found
+        return scene.questions, scene.image, ()
+
+    return _first_questions(count, tasks, draw)
 
 
 def bundled_clips(
@@ -81,15 +79,29 @@ def bundled_clips(
         InputError: for an unknown task, or a count below 1.
     """
     _check(tasks, CLIP_TASKS, count)
+
+    def draw(seed: int) -> _Drawn:
+        clip = draw_clip(seed, split, frames, geometry)
+        return clip.questions, clip.frames[0], clip.frames
+
+    return _first_questions(count, tasks, draw)
+
+
+def _first_questions(
+    count: int,
+    tasks: Sequence[str],
+    draw: Callable[[int], _Drawn],
+) -> dict[str, list[Example]]:
+    """For each task the first `count` questions about what is drawn from seeds 0, 1, ..."""
     found: dict[str, list[Example]] = {task: [] for task in tasks}
     seed = 0
     while any(len(examples) < count for examples in found.values()):
-        clip = draw_clip(seed, split, frames, geometry)
+        questions, image, frames = draw(seed)
         for task, examples in found.items():
-            questions = [question for question in clip.questions if question.task == task][:_PER_SCENE]
+            own = [question for question in questions if question.task == task][:_PER_SCENE]
             examples += [
-                Example(task, seed, clip.frames[0], q.prompt, q.answer, q.target_size, clip.frames)
-                for q in questions[: count - len(examples)]
+                Example(task, seed, image, q.prompt, q.answer, q.target_size, frames)
+                for q in own[: count - len(examples)]
             ]
         seed += 1
     return found
