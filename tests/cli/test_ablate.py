@@ -70,6 +70,8 @@ def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["recoveri"], "Did you mean 'recovery'"),
         (["beta", "--base", "fastv"], "expected one topv"),
         (["beta", "--reduction", "1.5"], "between 0 and 1"),
+        (["beta", "--base", "topv:keep=0.1"], "--reduction sets the budget"),
+        (["all", "beta", "--plot", "/proc/version"], "cannot be a folder to write in"),
     ],
 )
 def test_errors_are_one_clear_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,3 +79,11 @@ def test_errors_are_one_clear_line(arguments: list[str], message: str, capsys: p
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_answers_to_other_questions_are_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["ablate", "normalize", "--work", str(tmp_path), "--tasks"]
+    assert main([*command, "existence,recognition", "--questions", "1"]) == 0
+    assert main([*command, "existence", "--questions", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "tasks: ['existence', 'recognition'] there, ['existence'] now" in error

@@ -63,6 +63,7 @@ def test_clips_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--tasks", "countin"], "Did you mean 'counting'"),
         (["--frames", "2", "--tasks", "ocr"], "unknown task 'ocr'"),
         (["--methods", "topw"], "Did you mean 'topv'"),
+        (["--methods", "vtw:layer=3"], "sets the layer of vtw"),
         (["--reductions", "0.99"], "out of reach"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
@@ -74,7 +75,9 @@ def test_errors_are_one_clear_line(arguments: list[str], message: str, capsys: p
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("arguments", [["--reductions", "0"], ["--reductions", "x"], ["--questions", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--reductions", "0"], ["--reductions", "x"], ["--reductions", "0.5,0.5"], ["--questions", "0"]]
+)
 def test_options_out_of_range(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["eval", *arguments])

@@ -167,9 +167,59 @@ def test_scores_are_those_of_the_benchmarks_metric(tmp_path: Path) -> None:
 
 def test_a_command_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
     step = Step("topv", ("eval", "--methods", "topw"), tmp_path / "eval.json", "mini")
-    with pytest.raises(InputError, match=r"this command failed: topv eval[\s\S]*Did you mean 'topv'[\s\S]*bundled"):
+    with pytest.raises(InputError, match=r"this command failed: topv eval[\s\S]*Did you mean 'topv'"):
         run_step(step)
     assert not (tmp_path / "command.json").exists()
+
+
+def test_an_old_score_does_not_pass_for_a_failed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmms-eval ends with status 0 after an error too, and keeps what earlier runs wrote. Here a package of its name
+    stands in that writes nothing when it is given a limit of 100."""
+    site = tmp_path / "site"
+    (site / "lmms_eval").mkdir(parents=True)
+    (site / "lmms_eval" / "__init__.py").touch()
+    (site / "lmms_eval" / "__main__.py").write_text(
+        "import pathlib, sys\n"
+        "if sys.argv[-1] == '100': sys.exit(print('CUDA out of memory'))\n"
+        "(pathlib.Path(sys.argv[1]) / 'x_results.json').write_text('{}')\n"
+    )
+    (site / "lmms_eval-0.7.dist-info").mkdir()
+    (site / "lmms_eval-0.7.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: lmms_eval\nVersion: 0.7\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    out = tmp_path / "out"
+
+    def step(limit: int) -> Step:
+        return Step("lmms-eval", (str(out), "--limit", str(limit)), out, "LLaVA-v1.5-7B", "TopV")
+
+    date = run_step(step(10))
+    made = (out / "x_results.json").stat().st_mtime_ns
+    assert run_step(step(10)) == date
+    assert (out / "x_results.json").stat().st_mtime_ns == made, "what is there is not run again"
+    with pytest.raises(InputError, match=r"CUDA out of memory[\s\S]*--on bundled"):
+        run_step(step(100))
+    assert not (out / "x_results.json").exists()
+    record = out / "command.json"
+    run_step(step(10))
+    known = json.loads(record.read_text())
+    record.write_text(json.dumps({**known, "versions": {"topv": "0"}, "date": "2020-01-01"}))
+    assert run_step(step(10)) != "2020-01-01", "other versions are another run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dialogue-ocr", "--image", "nowhere.png"], "'nowhere.png' is not a file"),
+        (["recovery", "--include-path", "tasks"], "--include-path: not read by recipe 'recovery' on a bundled model"),
+        (["memory", "--tasks", "ocr"], "--tasks: not read by recipe 'memory'"),
+        (["recovery", "--plot", "/proc/version"], "cannot be a folder to write in"),
+    ],
+)
+def test_what_would_not_be_followed_is_refused(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", *arguments, "--work", str(tmp_path), "--checkpoints", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_bundled_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

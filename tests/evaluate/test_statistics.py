@@ -31,6 +31,11 @@ def test_questions_about_one_scene_are_not_independent() -> None:
     assert together[2] - together[0] > 1.7 * (apart[2] - apart[0])
 
 
+def test_a_resample_without_a_task_is_drawn_again() -> None:
+    """Two tasks about one scene each: half of all resamples hold one of them alone."""
+    assert macro_interval({"a": ([1.0], [0]), "b": ([1.0], [1])}) == (1.0, 1.0, 1.0)
+
+
 def test_no_spread_gives_no_width() -> None:
     assert macro_interval({"a": ([0.5] * 10, list(range(10)))}) == (0.5, 0.5, 0.5)
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import topv
 from topv.cli.main import main
 from topv.errors import InputError
-from topv.evaluate import AnswerStore
+from topv.evaluate import AnswerStore, setup_of
 
 SETUP = {"model": "mini", "questions": 4}
 COMMAND = [
@@ -113,3 +115,13 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, whole: Any) -> None:
     assert len(written) == 2
     assert min(written) > 0, "both took part"
     assert answers(out) == whole
+
+
+def test_other_weights_are_another_setup() -> None:
+    model = topv.load_mini()[0]
+    given: dict[str, Any] = {"name": "m", "split": "test", "tasks": ["ocr"], "questions": 1, "batch_size": 1}
+    before = setup_of(model, [], **given)
+    assert setup_of(topv.load_mini()[0], [], **given) == before
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    assert {name for name, value in setup_of(model, [], **given).items() if value != before[name]} == {"weights"}

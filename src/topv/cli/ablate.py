@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ..errors import InputError
-from .options import add_model_options, check_writable, positive_int
+from .options import add_model_options, check_folder, check_writable, positive_int
 
 EPILOG = """\
 examples:
@@ -25,7 +25,7 @@ A killed run goes on where it was with --work FOLDER."""
 
 _READING = """\
 All remove {share:.0%} of visual FLOPs. Base: `{base}`. Accuracy in %, the mean over tasks with 95 % intervals by
-resampling pictures. The difference is paired, to the sweep's first row, and bold where its interval excludes 0.
+resampling pictures. The difference is paired, to the sweep's first variant, and bold where its interval excludes 0.
 Foreground kept: at keep 0.5, in %."""
 
 
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate the sweeps, print their tables, and write the files that were asked for."""
     if args.out is not None:
         check_writable(args.out, "--out")
+    if args.plot is not None:
+        check_folder(args.plot, "--plot")
     if not 0 < args.reduction < 1:
         raise InputError(f"--reduction {args.reduction}: expected a share between 0 and 1, such as 0.5.")
     from ..ask.method_spec import parse_methods
@@ -61,10 +63,12 @@ def run(args: argparse.Namespace) -> int:
     from .console import output_console, print_line, progress, quiet_transformers
 
     quiet_transformers()
-    names = list(SWEEPS) if args.sweeps == ["all"] else list(dict.fromkeys(args.sweeps))
+    names = list(SWEEPS) if "all" in args.sweeps else list(dict.fromkeys(args.sweeps))
     specs = parse_methods([args.base])
     if len(specs) != 1 or not isinstance(specs[0].method, TopV):
         raise InputError(f"--base {args.base!r}: expected one topv, such as topv:beta=1.0.")
+    if specs[0].method.with_budget() != specs[0].method:
+        raise InputError(f"--base {args.base!r}: --reduction sets the budget. Leave it out.")
     plans = {name: sweep(name, specs[0].method) for name in names}
     from ..evaluate import (
         TASKS,
@@ -76,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         foreground_shares,
         grids_of,
         provenance,
+        setup_of,
         view_of,
     )
     from ..loading import load_model
@@ -98,8 +103,15 @@ def run(args: argparse.Namespace) -> int:
         configurations = at_equal_reductions(model, methods, [args.reduction], grids=grids)
         store = None
         if args.work is not None:
-            setup = {"model": args.model, "split": args.split, "questions": len(flat), "batch_size": args.batch_size}
-            setup["configurations"] = {c.key: repr(c.method) for c in configurations}
+            setup = setup_of(
+                model,
+                configurations,
+                name=args.model,
+                split=args.split,
+                tasks=tasks,
+                questions=len(flat),
+                batch_size=args.batch_size,
+            )
             store = AnswerStore(args.work / name, setup)
         with progress(name, total=len(flat) * len(configurations)) as advance:
             found = evaluate(

@@ -33,8 +33,8 @@ what the numbers mean:
   accuracy          exact match; for caption and description the F1 over words; 95 % interval in brackets
   mean - unpruned   difference of the mean over tasks, paired by question, 95 % bootstrap interval over pictures:
                     an interval that excludes 0 is a real loss or gain
-  foreground kept   share of the patches that show something to ask about; a choice blind to the picture keeps
-                    as much of them as of everything, its keep ratio"""
+  foreground kept   share of the patches that show something to ask about; choices blind to the picture keep as
+                    much of them as of everything, their keep ratio, on average over such choices"""
 
 _METHODS = "fastv,vtw,random,uniform,meancost,topv"
 
@@ -61,8 +61,9 @@ keeps the same share of every grid, `budget=image` of every frame, `budget=sampl
 _FOREGROUND = """\
 ### Foreground kept
 
-Share of the visual tokens that show something to ask about which each method keeps, over {scenes} pictures. A method
-blind to the picture keeps its keep ratio of them.
+Share of the visual tokens that show something to ask about which each method keeps, over {scenes} pictures. Methods
+blind to the picture keep their keep ratio of them on average over such methods; one that keeps the same cells of every
+picture keeps more or less of them, as these lie.
 
 """
 
@@ -107,7 +108,9 @@ def _shares(text: str) -> list[float]:
         shares = []
     if not shares or not all(0 < share < 1 for share in shares):
         raise argparse.ArgumentTypeError(f"{text!r}: expected shares between 0 and 1, such as 0.25,0.5")
-    return shares
+    if len({f"{share:.0%}" for share in shares}) < len(shares):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected shares that differ by a percent or more")
+    return sorted(shares)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             check_writable(path, option)
     from ..ask.method_spec import parse_methods
+    from ..methods import VTW
     from .console import output_console, print_line, progress, quiet_transformers
 
     quiet_transformers()
@@ -126,6 +130,9 @@ def run(args: argparse.Namespace) -> int:
             f"--methods {args.methods!r}: expected at least one method beside the unpruned model, and each once, since "
             "--reductions sets their budgets."
         )
+    for spec in specs:
+        if isinstance(spec.method, VTW) and spec.method.layer is not None:
+            raise InputError(f"--methods {spec.label}: --reductions sets the layer of vtw. Leave it out.")
     from ..evaluate import (
         CLIP_TASKS,
         TASKS,
@@ -157,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     flat = [example for task in tasks for example in examples[task]]
     grids = grids_of(model, processor, flat[0])
     configurations = at_equal_reductions(model, methods, args.reductions, grids=grids)
-    store = _store(args, model, configurations, questions=len(flat), process=shard.process)
+    store = _store(args, model, configurations, tasks=tasks, questions=len(flat), process=shard.process)
 
     with progress("answering", total=len(flat) * len(configurations)) as advance:
         found = evaluate(
@@ -195,29 +202,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _store(
-    args: argparse.Namespace, model: Any, configurations: Sequence[Configuration], *, questions: int, process: int
+    args: argparse.Namespace,
+    model: Any,
+    configurations: Sequence[Configuration],
+    *,
+    tasks: Sequence[str],
+    questions: int,
+    process: int,
 ) -> AnswerStore | None:
     """The folder of `--work`, for this setup."""
     if args.work is None:
         return None
-    from ..evaluate import AnswerStore
-    from ..measure import describe_environment
+    from ..evaluate import AnswerStore, setup_of
 
-    versions = describe_environment().versions
-    clips = {} if args.frames == 1 else {"frames": args.frames}
-    setup = {
-        "model": args.model,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype),
-        "device": model.device.type,
-        "split": args.split,
-        "tasks": args.tasks,
-        "questions": questions,
-        "batch_size": args.batch_size,
-        "configurations": {c.key: repr(c.method) for c in configurations},
-        **clips,
-        "versions": {name: versions[name] for name in ("topv", "torch", "transformers")},
-    }
+    setup = setup_of(
+        model,
+        configurations,
+        name=args.model,
+        split=args.split,
+        tasks=tasks,
+        questions=questions,
+        batch_size=args.batch_size,
+        frames=args.frames,
+    )
     return AnswerStore(args.work, setup, process)
 
 
@@ -248,7 +255,9 @@ def _foreground(
     from ..methods.staged import StagedMethod
     from .console import progress
 
-    one_each = list({example.scene: example for example in examples}.values())[:_SCENES]
+    # By scene rather than by task, or most of them would be those of the first task.
+    scenes = {example.scene: example for example in examples}
+    one_each = [scenes[number] for number in sorted(scenes)[:_SCENES]]
     # These keep no one share of the tokens.
     ranked = [(label, method) for label, method in readings(methods) if not isinstance(method, VTW | StagedMethod)]
     shares: dict[str, dict[float, tuple[list[float], list[int]]]] = {}

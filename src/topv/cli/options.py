@@ -140,6 +140,19 @@ def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) 
     )
 
 
+def check_folder(path: Path, option: str) -> None:
+    """Fail before the work rather than after it when `path` cannot become a folder to write in. Nothing is created.
+
+    Raises:
+        InputError: when it is a file, or lies where nothing can be written.
+    """
+    there = path if path.exists() else next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"{option} {str(path)!r} cannot be a folder to write in: {str(there)!r} is not a writable one."
+        )
+
+
 def check_writable(path: Path, option: str) -> None:
     """Fail before the work rather than after it when `path` cannot become a file. Nothing is created.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import check_writable, positive_int
+from .options import check_folder, check_writable, positive_int
 
 if TYPE_CHECKING:
     from ..evaluate.recipe import Figure, Recipe
@@ -80,12 +80,17 @@ def run(args: argparse.Namespace) -> int:
     if args.recipe is None:
         raise InputError(f"which recipe? Expected one of: {', '.join(recipe_names())}.")
     recipe = load_recipe(args.recipe)
+    if args.image is not None and not args.image.is_file():
+        raise InputError(f"--image {str(args.image)!r} is not a file. Expected the picture of a dialogue.")
+    if args.plot is not None:
+        check_folder(args.plot, "--plot")
     figures = recipe.figures + (() if args.published is None else read_figures(args.published))
     options = _options(args, recipe)
     lacking = missing(recipe, options)
     on_checkpoints = args.on == "checkpoints" or (args.on == "auto" and not lacking)
     if on_checkpoints and lacking and not args.dry_run:
         raise InputError(f"recipe {recipe.name!r} cannot run on the paper's checkpoints:\n- " + "\n- ".join(lacking))
+    _refuse_unread(args, recipe, lacking, on_checkpoints=on_checkpoints)
     steps = checkpoint_steps(recipe, options) if on_checkpoints else bundled_steps(recipe, options)
     console = output_console()
     where = _where(on_checkpoints, [] if args.on == "bundled" and not on_checkpoints else lacking)
@@ -95,10 +100,16 @@ def run(args: argparse.Namespace) -> int:
         for step in steps:
             print_line(console, str(step))
         return 0
+    dates = []
     for number, step in enumerate(steps, start=1):
         print_line(console, f"[{number}/{len(steps)}] {step}", style="dim")
-        run_step(step)
-    head = [f"# {recipe.title}", _provenance(args, recipe, steps), where, "\n".join(f"- {n}" for n in recipe.notes)]
+        dates.append(run_step(step))
+    head = [
+        f"# {recipe.title}",
+        _provenance(args, recipe, steps, dates),
+        where,
+        "\n".join(f"- {n}" for n in recipe.notes),
+    ]
     sections, measured = _outcome(recipe, steps, figures, on_checkpoints=on_checkpoints, plot=args.plot)
     page = "\n\n".join([*head, *sections]) + "\n"
     print_line(console, page)
@@ -109,6 +120,20 @@ def run(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(_json(args, recipe, steps, figures, measured, head[1], on_checkpoints), encoding="utf-8")
     return 0
+
+
+def _refuse_unread(args: argparse.Namespace, recipe: Recipe, lacking: Sequence[str], *, on_checkpoints: bool) -> None:
+    """Fail on an option that says nothing to this run, which would look as if it had been followed."""
+    if on_checkpoints:
+        unread = ["--model"] if args.model is not None else []
+        where = "on the paper's checkpoints"
+    else:
+        unread = [name for name, value in (("--image", args.image), ("--include-path", args.include_path)) if value]
+        where = "on a bundled model" + (", for:\n- " + "\n- ".join(lacking) if args.on == "auto" else "")
+    if recipe.kind == "profile" or (recipe.kind == "dialogue" and on_checkpoints):
+        unread += [name for name, value in (("--questions", args.questions), ("--tasks", args.tasks)) if value]
+    if unread:
+        raise InputError(f"{', '.join(unread)}: not read by recipe {recipe.name!r} {where}")
 
 
 def _list() -> int:
@@ -155,23 +180,18 @@ def _where(on_checkpoints: bool, lacking: Sequence[str]) -> str:
     return text + (f" The paper's own could not run:\n{reasons}" if lacking else "")
 
 
-def _provenance(args: argparse.Namespace, recipe: Recipe, steps: Sequence[Step]) -> str:
-    import datetime
+def _provenance(args: argparse.Namespace, recipe: Recipe, steps: Sequence[Step], dates: Sequence[str]) -> str:
     import shlex
 
+    from ..evaluate.reproduction import versions_of
     from ..measure.environment import describe_environment
 
     environment = describe_environment()
-    names = ("topv", "torch", "transformers")
-    versions = [f"{name} {environment.versions[name]}" for name in names]
-    if any(step.program == "lmms-eval" for step in steps):
-        from importlib import metadata
-
-        versions.append(f"lmms-eval {metadata.version('lmms_eval')}")
+    versions = dict.fromkeys(f"{name} {version}" for step in steps for name, version in versions_of(step).items())
     lines = [f"- Command: `{shlex.join(args.command_line)}`", f"- Paper: arXiv 2503.18278, {recipe.source}"]
     lines += [f"- Ran: `{step}`" for step in steps]
     lines.append(f"- Versions: {', '.join(versions)}; {environment.cpu}")
-    lines.append(f"- Date: {datetime.datetime.now(datetime.timezone.utc).date().isoformat()}")
+    lines.append(f"- Date: {' to '.join(dict.fromkeys((min(dates), max(dates))))}")
     return "\n".join(lines)
 
 

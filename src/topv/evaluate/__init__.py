@@ -4,7 +4,7 @@ from .ablations import SWEEPS, sweep
 from .configurations import Configuration, at_equal_reductions, readings
 from .evaluation import Shard, evaluate
 from .examples import CLIP_TASKS, TASKS, Example, bundled_clips, bundled_examples
-from .provenance import provenance
+from .provenance import provenance, setup_of
 from .runner import Answer, Asker, answer_examples, foreground_shares
 from .statistics import Interval, macro_interval
 from .store import AnswerStore, write_whole
@@ -48,6 +48,7 @@ __all__ = [
     "markdown",
     "provenance",
     "readings",
+    "setup_of",
     "size_table",
     "sweep",
     "view_of",

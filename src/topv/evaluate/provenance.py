@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from ..measure.environment import describe_environment
+import torch
 
-__all__ = ["provenance"]
+from ..measure.environment import describe_environment
+from .configurations import Configuration
+
+__all__ = ["provenance", "setup_of"]
+
+_LOOKED_AT = 1024
+"""Numbers of each tensor that tell weights apart."""
 
 
 def provenance(command: Sequence[str], model: Any, *, split: str, questions: int) -> str:
@@ -34,3 +41,56 @@ def provenance(command: Sequence[str], model: Any, *, split: str, questions: int
             f"- Date: {datetime.datetime.now(datetime.timezone.utc).date().isoformat()}",
         ]
     )
+
+
+def setup_of(
+    model: Any,
+    configurations: Sequence[Configuration],
+    *,
+    name: str,
+    split: str,
+    tasks: Sequence[str],
+    questions: int,
+    batch_size: int,
+    frames: int = 1,
+) -> dict[str, Any]:
+    """What answers depend on, for an `AnswerStore`, so that none is taken for the answer to something else.
+
+    Args:
+        model: the model.
+        configurations: how it is pruned.
+        name: what the model was called.
+        split: the split of the bundled scenes.
+        tasks: the tasks, in their order.
+        questions: how many questions are asked, over all tasks.
+        batch_size: questions per batch.
+        frames: frames of each clip; 1 for pictures.
+    """
+    versions = describe_environment().versions
+    return {
+        "model": name,
+        "weights": _weights_digest(model),
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "split": split,
+        "tasks": list(tasks),
+        "questions": questions,
+        "batch_size": batch_size,
+        "frames": frames,
+        "configurations": {c.key: repr(c.method) for c in configurations},
+        "versions": {name: versions[name] for name in ("topv", "torch", "transformers")},
+    }
+
+
+@torch.no_grad()
+def _weights_digest(model: Any) -> str:
+    """Of the names, shapes and some numbers of all parameters: enough to tell two trainings apart, in no time."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if parameter.is_meta or type(parameter.data) is not torch.Tensor:
+            continue  # kept elsewhere, or quantized: its numbers cannot be read in place
+        numbers = parameter.detach().flatten()
+        looked_at = numbers[:: max(1, len(numbers) // _LOOKED_AT)][:_LOOKED_AT]
+        digest.update(looked_at.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

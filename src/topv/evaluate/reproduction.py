@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib.util
 import json
@@ -10,10 +11,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..measure.environment import describe_environment
 from ..methods.settings import UNPRUNED
 from .configurations import Configuration
 from .lmms import INSTALL
@@ -138,8 +141,10 @@ def bundled_steps(recipe: Recipe, options: Options) -> list[Step]:
     arguments += ["--frames", str(stand_in.frames)] if stand_in.frames > 1 else []
     questions = options.questions or (3 if recipe.kind == "dialogue" else 40)
     arguments += ["--questions", str(questions)]
-    # Answers to other questions, or of other methods, are another evaluation.
-    folder /= hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:8]
+    # Answers to other questions, of other methods or of other versions are another evaluation.
+    versions = describe_environment().versions
+    of = [*arguments, *(f"{name} {versions[name]}" for name in ("topv", "torch", "transformers"))]
+    folder /= hashlib.sha256("\0".join(of).encode()).hexdigest()[:8]
     arguments += ["--work", str(folder / "answers"), "--json", str(folder / "eval.json")]
     return [_topv(options, arguments, folder / "eval.json", model)]
 
@@ -181,19 +186,26 @@ def _specs(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(_spec(arm) for arm in recipe.arms if arm.method is not None))
 
 
-def run_step(step: Step) -> None:
+def run_step(step: Step) -> str:
     """Run a command, unless it was already run to its end; what it writes goes to a log beside its output.
+
+    Returns:
+        The date of the run, as 2026-01-31.
 
     Raises:
         InputError: when it fails, with the end of its log.
     """
     folder = step.output if step.program == "lmms-eval" else step.output.parent
-    record = [step.program, *step.arguments]
+    record = {"command": [step.program, *step.arguments], "versions": versions_of(step)}
     done, log = folder / _COMMAND, folder / "log.txt"
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == record and _found(step):
-        return
+    if done.is_file() and _found(step):
+        known = json.loads(done.read_text(encoding="utf-8"))
+        if isinstance(known, dict) and {**known, **record} == known:
+            return str(known["date"])
     folder.mkdir(parents=True, exist_ok=True)
-    done.unlink(missing_ok=True)
+    # What another run left would pass for what this one found.
+    for old in (done, *_outputs(step)):
+        old.unlink(missing_ok=True)
     module = {"topv": "topv", "lmms-eval": "lmms_eval"}[step.program]
     with log.open("w", encoding="utf-8") as file:
         code = subprocess.run(
@@ -202,15 +214,29 @@ def run_step(step: Step) -> None:
     if code or not _found(step):
         # lmms-eval ends with status 0 after an error too; what it found tells.
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
-        raise InputError(
-            f"this command failed: {step}\n{tail}\nThe whole log: {log}. Without the paper's checkpoints and data sets "
-            "there is --on bundled."
-        )
-    done.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        hint = " Without the paper's checkpoints and data sets there is --on bundled." if step.arm is not None else ""
+        raise InputError(f"this command failed: {step}\n{tail}\nThe whole log: {log}.{hint}")
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    done.write_text(json.dumps({**record, "date": date}) + "\n", encoding="utf-8")
+    return date
+
+
+def versions_of(step: Step) -> dict[str, str]:
+    """The versions of what a command runs."""
+    versions = describe_environment().versions
+    named = {name: versions[name] for name in ("topv", "torch", "transformers")}
+    return named if step.program == "topv" else {**named, "lmms-eval": metadata.version("lmms_eval")}
 
 
 def _found(step: Step) -> bool:
-    return step.output.is_file() if step.program == "topv" else bool(list(step.output.rglob("*_results.json")))
+    return bool(_outputs(step))
+
+
+def _outputs(step: Step) -> list[Path]:
+    """The files that say that a command came to its end."""
+    if step.program == "topv":
+        return [step.output] if step.output.is_file() else []
+    return list(step.output.rglob("*_results.json"))
 
 
 def read_scores(step: Step, recipe: Recipe) -> dict[str, float]:

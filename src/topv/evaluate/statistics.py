@@ -38,13 +38,18 @@ def macro_interval(tasks: Mapping[str, tuple[Sequence[float], Sequence[int]]], *
             )
     names = sorted({scene for _, scenes in tasks.values() for scene in scenes})
     place = {scene: index for index, scene in enumerate(names)}
-    weights = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), size=_RESAMPLES)
-    resampled, means = np.zeros(_RESAMPLES), []
-    for values, scenes in tasks.values():
+    sums, counts = np.zeros((len(names), len(tasks))), np.zeros((len(names), len(tasks)), dtype=int)
+    for column, (values, scenes) in enumerate(tasks.values()):
         index = np.array([place[scene] for scene in scenes])
-        sums = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=len(names))
-        counts = np.bincount(index, minlength=len(names))
-        means.append(sums.sum() / counts.sum())
-        resampled += (weights @ sums) / np.maximum(weights @ counts, 1)
-    low, high = np.quantile(resampled / len(tasks), (0.025, 0.975))
-    return float(low), float(np.mean(means)), float(high)
+        sums[:, column] = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=len(names))
+        counts[:, column] = np.bincount(index, minlength=len(names))
+    generator, even = np.random.default_rng(seed), [1 / len(names)] * len(names)
+    resampled: list[float] = []
+    while len(resampled) < _RESAMPLES:
+        weights = generator.multinomial(len(names), even, size=_RESAMPLES)
+        found = weights @ counts
+        # A resample that lacks a task says nothing of its accuracy, and another is drawn.
+        whole = (found > 0).all(1)
+        resampled += list(((weights[whole] @ sums) / found[whole]).mean(1))
+    low, high = np.quantile(resampled[:_RESAMPLES], (0.025, 0.975))
+    return float(low), float((sums.sum(0) / counts.sum(0)).mean()), float(high)

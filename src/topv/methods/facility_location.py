@@ -23,8 +23,8 @@ _EQUAL_BITS = 12
 class FacilityLocation(CostMethod):
     r"""Keep the set of source tokens that supplies all target tokens at the least transport cost.
 
-    `TopV` scores every token by itself, so that two tokens alike are both kept or both dropped. Here the kept *set* S
-    is scored: with sources outside S closed and no bound on what an open one supplies, the transport problem
+    `TopV` by coverage makes the cost of the dearest target small, this method the sum over all targets. For a kept
+    *set* S, with sources outside S closed and no bound on what an open one supplies, the transport problem
 
         min over P >= 0 of <P, C>  subject to  P^T 1 = 1/N,  P_ij = 0 for i outside S
 

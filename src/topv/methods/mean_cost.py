@@ -17,7 +17,7 @@ __all__ = ["MeanCost"]
 class MeanCost(CostMethod):
     """Rank source tokens by the mean of their row of TopV's cost matrix: far from every target means important.
 
-    What the transport adds in `TopV` is what it gains over this method.
+    What the transport plan adds is what `TopV(importance="demand")` gains over this method.
     """
 
     def score(self, evidence: Evidence, count: int) -> torch.Tensor:
