@@ -17,7 +17,8 @@ class Random(Method):
     """Keep visual tokens chosen uniformly at random.
 
     The choice depends on `seed`, on the grid's size and on its place in the prompt, never on the batch around it,
-    so beams of one prompt agree and a run can be repeated.
+    so beams of one prompt agree and a run can be repeated. All pictures of a size keep the same cells: as a control,
+    average over several seeds.
 
     Args:
         seed: seed of the choice.
