@@ -51,6 +51,11 @@ def test_unknown_sweeps_are_told() -> None:
         sweep("sigm", topv.TopV())
 
 
+def test_a_base_that_a_sweep_cannot_vary_is_told_with_both() -> None:
+    with pytest.raises(InputError, match=r"sweep 'stage' cannot start from TopV\(.*target='mlp'"):
+        sweep("stage", topv.TopV(target="mlp"))
+
+
 def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "ablations.md"
     command = ["ablate", "recovery", "--questions", "2", "--tasks", "existence", "--base", "topv:beta=1.0"]

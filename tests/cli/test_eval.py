@@ -64,6 +64,7 @@ def test_clips_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--frames", "2", "--tasks", "ocr"], "unknown task 'ocr'"),
         (["--methods", "topw"], "Did you mean 'topv'"),
         (["--methods", "vtw:layer=3"], "sets the layer of vtw"),
+        (["--plot", "curve.xyz"], "expected a file that ends in .png, .svg, .pdf"),
         (["--reductions", "0.99"], "out of reach"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
     ],

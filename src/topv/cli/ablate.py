@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ..errors import InputError
-from .options import add_model_options, check_folder, check_writable, positive_int
+from .options import add_model_options, check_plot, check_writable, positive_int
 
 EPILOG = """\
 examples:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_writable(args.out, "--out")
     if args.plot is not None:
-        check_folder(args.plot, "--plot")
+        check_plot(args.plot, folder=True)
     if not 0 < args.reduction < 1:
         raise InputError(f"--reduction {args.reduction}: expected a share between 0 and 1, such as 0.5.")
     from ..ask.method_spec import parse_methods

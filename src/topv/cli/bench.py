@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import add_model_options, check_writable, keep_value, positive_int
+from .options import add_model_options, check_plot, check_writable, keep_value, positive_int
 
 if TYPE_CHECKING:
     from ..ask.method_spec import MethodSpec
@@ -106,12 +106,12 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measure or read, print the tables, and write the files that were asked for."""
-    for name in ("out", "plot", "markdown"):
+    for name in ("out", "markdown"):
         path = getattr(args, name)
         if path is not None:
             check_writable(path, f"--{name}")
     if args.plot is not None:
-        _require_matplotlib()
+        check_plot(args.plot)
     from ..measure.bench_rows import read_rows, write_rows
     from .console import quiet_transformers
 
@@ -135,14 +135,6 @@ def run(args: argparse.Namespace) -> int:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         args.markdown.write_text(performance_page(rows), encoding="utf-8")
     return 0
-
-
-def _require_matplotlib() -> None:
-    """Fail before the measurement rather than after it."""
-    import importlib.util
-
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot draws with matplotlib, which is not installed: pip install 'topv[plot]'")
 
 
 def _show(rows: list[dict[str, str]]) -> None:

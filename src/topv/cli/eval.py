@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import add_model_options, check_writable, positive_int
+from .options import add_model_options, check_plot, check_writable, positive_int
 
 if TYPE_CHECKING:
     from ..evaluate import Answer, AnswerStore, Configuration, Example
@@ -115,9 +115,11 @@ def _shares(text: str) -> list[float]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, and write the files that were asked for."""
-    for path, option in ((args.out, "--out"), (args.json, "--json"), (args.plot, "--plot")):
+    for path, option in ((args.out, "--out"), (args.json, "--json")):
         if path is not None:
             check_writable(path, option)
+    if args.plot is not None:
+        check_plot(args.plot)
     from ..ask.method_spec import parse_methods
     from ..methods import VTW
     from .console import output_console, print_line, progress, quiet_transformers

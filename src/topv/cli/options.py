@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,15 @@ from ..errors import InputError
 __all__ = [
     "add_budget_options",
     "add_model_options",
+    "check_plot",
     "check_writable",
     "keep_value",
     "left_share",
     "positive_int",
     "saved_share",
 ]
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def keep_value(text: str) -> float | int:
@@ -140,17 +144,26 @@ def add_model_options(parser: argparse.ArgumentParser, *, answers: bool = True) 
     )
 
 
-def check_folder(path: Path, option: str) -> None:
-    """Fail before the work rather than after it when `path` cannot become a folder to write in. Nothing is created.
+def check_plot(path: Path, *, folder: bool = False) -> None:
+    """Fail before the work rather than after it when `--plot` cannot be drawn. Nothing is created.
+
+    Args:
+        path: what `--plot` names.
+        folder: whether that is a folder for several pictures.
 
     Raises:
-        InputError: when it is a file, or lies where nothing can be written.
+        InputError: when matplotlib is missing, it draws no file of that ending, or nothing can be written there.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plot draws with matplotlib, which is not installed: pip install 'topv[plot]'")
+    if not folder:
+        if path.suffix not in _PICTURES:
+            raise InputError(f"--plot {str(path)!r}: expected a file that ends in {', '.join(_PICTURES)}.")
+        check_writable(path, "--plot")
+        return
     there = path if path.exists() else next(parent for parent in path.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(
-            f"{option} {str(path)!r} cannot be a folder to write in: {str(there)!r} is not a writable one."
-        )
+        raise InputError(f"--plot {str(path)!r} cannot be a folder to write in: {str(there)!r} is not a writable one.")
 
 
 def check_writable(path: Path, option: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import check_folder, check_writable, positive_int
+from .options import check_plot, check_writable, positive_int
 
 if TYPE_CHECKING:
     from ..evaluate.recipe import Figure, Recipe
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.image is not None and not args.image.is_file():
         raise InputError(f"--image {str(args.image)!r} is not a file. Expected the picture of a dialogue.")
     if args.plot is not None:
-        check_folder(args.plot, "--plot")
+        check_plot(args.plot, folder=True)
     figures = recipe.figures + (() if args.published is None else read_figures(args.published))
     options = _options(args, recipe)
     lacking = missing(recipe, options)

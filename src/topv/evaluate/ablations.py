@@ -102,8 +102,11 @@ def sweep(name: str, base: TopV) -> list[tuple[str, Method]]:
         base: the setting that is varied.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: for an unknown name, or a base that does not allow one of the variants.
     """
     if name not in SWEEPS:
         raise InputError(str(unknown_name("sweep", name, SWEEPS)))
-    return SWEEPS[name](base)
+    try:
+        return SWEEPS[name](base)
+    except ValueError as error:
+        raise InputError(f"sweep {name!r} cannot start from {base!r}: {error}") from error
