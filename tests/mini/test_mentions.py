@@ -41,3 +41,15 @@ def test_targets_sit_on_the_last_token_of_the_noun():
     targets = mention_targets(encoding, prompt, ITEMS, SHIPPED)
     marked = [encoding.tokens[index] for index in (targets[:, 0] != IGNORED).nonzero()[0]]
     assert marked == ["Ġstar", "Ġword"]
+
+
+def test_the_last_token_knows_the_box_that_answers():
+    tokenizer = build_processor(get_preset("tiny")).tokenizer.backend_tokenizer
+    boxes = [Item("box", "K", "", "small", (0, 0, 28, 28), (1,)), Item("box", "T", "", "small", (84, 0, 98, 28), (2,))]
+    prompt = "which box points to T?"
+    encoding = tokenizer.encode(prompt + ASSISTANT)
+    targets = mention_targets(encoding, prompt, boxes, SHIPPED, "K")
+    assert targets[-1].tolist() == [IGNORED, 1, 1]
+    assert targets[encoding.tokens.index("T")].tolist() == [1, 1, 6]
+    for answer in ("T0", "2"):
+        assert mention_targets(encoding, prompt, boxes, SHIPPED, answer)[-1].tolist() == [IGNORED] * 3

@@ -178,7 +178,7 @@ def draw_batch(
             for q in _chosen(Stream(seed, 99), scene) if split == "train" else scene.questions:
                 asked = tokenizer.encode(q.prompt + ASSISTANT)
                 answered = tokenizer.encode(f" {q.answer}{END}").ids
-                mentions = mention_targets(asked, q.prompt, scene.items, view.cells)
+                mentions = mention_targets(asked, q.prompt, scene.items, view.cells, q.answer)
                 encoded.append(Encoded(asked.ids, answered, mentions, TASKS.index(q.task)))
         rows.append(pack(encoded, room))
     used = max(16, -(-max(int((row.segments > 0).sum()) for row in rows) // 16) * 16) if room else 0

@@ -20,6 +20,8 @@ IGNORED = -100
 SIZES = ("small", "medium", "large")
 KINDS = ("nothing", *SHAPES, *LETTERS, "box", "arrow")
 MAX_LETTERS = 8
+SECTORS = 8
+DIAGRAM_CELLS = 3
 HEADS: dict[str, int] = {
     "kind": len(KINDS),
     "colour": 1 + len(COLOURS),
@@ -28,6 +30,10 @@ HEADS: dict[str, int] = {
     "order": MAX_LETTERS,
     "points_to": 1 + len(LETTERS),
     "pointed_from": 1 + len(LETTERS),
+    "leaves": 1 + SECTORS,
+    "enters": 1 + SECTORS,
+    "to_cell": 1 + DIAGRAM_CELLS**2,
+    "from_cell": 1 + DIAGRAM_CELLS**2,
 }
 """Dense labels per patch and how many classes each has."""
 

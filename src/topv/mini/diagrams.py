@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from topv.mini.canvas import Canvas, Item
+from topv.mini.canvas import DIAGRAM_CELLS, SECTORS, Canvas, Item
 from topv.mini.composition import Plan
 from topv.mini.fonts import cap_height, load_font
 from topv.mini.randomness import Stream
@@ -13,7 +13,6 @@ from topv.mini.words import LETTERS
 
 __all__ = ["compose_diagram"]
 
-_COLUMNS = 3
 _PAPERS = ((246, 246, 240), (255, 250, 205), (214, 236, 255), (226, 250, 220), (255, 224, 222))
 _INK, _CHALK = (14, 14, 18), (250, 250, 250)
 Cell = tuple[int, int]
@@ -22,14 +21,14 @@ Cell = tuple[int, int]
 def _walk(stream: Stream, length: int) -> list[Cell]:
     """A path over neighbouring cells of a 3 x 3 grid that never crosses itself."""
     while True:
-        path: list[Cell] = [(stream.below(_COLUMNS), stream.below(_COLUMNS))]
+        path: list[Cell] = [(stream.below(DIAGRAM_CELLS), stream.below(DIAGRAM_CELLS))]
         while len(path) < length:
             column, row = path[-1]
             steps = [(column + i, row + j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
             free = [
                 cell
                 for cell in steps
-                if min(cell) >= 0 and max(cell) < _COLUMNS and cell not in path and not _crosses(path, cell)
+                if min(cell) >= 0 and max(cell) < DIAGRAM_CELLS and cell not in path and not _crosses(path, cell)
             ]
             if not free:
                 break
@@ -56,6 +55,12 @@ def _border(box: tuple[int, int, int, int], towards: tuple[float, float], gap: f
     return x + dx * reach, y + dy * reach
 
 
+def sector(start: tuple[float, float], end: tuple[float, float]) -> int:
+    """The direction from one point to another, 1 for right and on clockwise to 8."""
+    turn = math.atan2(end[1] - start[1], end[0] - start[0]) / (2 * math.pi)
+    return 1 + round(turn * SECTORS) % SECTORS
+
+
 def _draw_arrow(canvas: Canvas, start: tuple[float, float], end: tuple[float, float], dark: bool) -> int:
     scale = canvas.geometry.size / 168
     angle = math.atan2(end[1] - start[1], end[0] - start[0])
@@ -72,7 +77,7 @@ def _draw_arrow(canvas: Canvas, start: tuple[float, float], end: tuple[float, fl
 def compose_diagram(stream: Stream, canvas: Canvas, fonts: tuple[str, ...]) -> Plan:
     """Draw 3 to 6 boxes in a chain, most of its arrows, and label every box with its neighbours."""
     geometry = canvas.geometry
-    pitch, scaled = geometry.size / _COLUMNS, geometry.scaled
+    pitch, scaled = geometry.size / DIAGRAM_CELLS, geometry.scaled
     count, dark = stream.between(3, 6), stream.chance(0.5)
     path, letters = _walk(stream, count), stream.sample(LETTERS, count)
     font, paper = stream.choice(fonts), stream.choice(_PAPERS)
@@ -96,15 +101,27 @@ def compose_diagram(stream: Stream, canvas: Canvas, fonts: tuple[str, ...]) -> P
         canvas.boxes.append(frame)
         canvas.items.append(Item("box", letter, "", "small", frame, (box_part, *parts)))
     by_letter = {item.name: item for item in canvas.items}
+    cells = {letter: 1 + DIAGRAM_CELLS * row + column for (column, row), letter in zip(path, letters, strict=True)}
+    leaving, entering = dict.fromkeys(letters, 0), dict.fromkeys(letters, 0)
     arrows = [pair for pair in itertools.pairwise(letters) if stream.chance(0.88)] or [(letters[0], letters[1])]
     for source, target in arrows:
         start = _border(frames[source], by_letter[target].centre, 1.5)
         end = _border(frames[target], by_letter[source].centre, 1.5)
-        _draw_arrow(canvas, start, end, dark)
+        part = _draw_arrow(canvas, start, end, dark)
+        towards = sector(by_letter[source].centre, by_letter[target].centre)
+        canvas.label(part, "leaves", towards)
+        canvas.label(part, "enters", towards)
+        canvas.label(part, "to_cell", cells[target])
+        canvas.label(part, "from_cell", cells[source])
+        leaving[source] = entering[target] = towards
     forward, backward = dict(arrows), {target: source for source, target in arrows}
     for letter, item in by_letter.items():
+        after, before = forward.get(letter), backward.get(letter)
         for part in item.parts:
-            canvas.label(part, "points_to", 1 + LETTERS.index(forward[letter]) if letter in forward else 0)
-            before = backward.get(letter)
+            canvas.label(part, "points_to", 0 if after is None else 1 + LETTERS.index(after))
             canvas.label(part, "pointed_from", 0 if before is None else 1 + LETTERS.index(before))
+            canvas.label(part, "leaves", leaving[letter])
+            canvas.label(part, "enters", entering[letter])
+            canvas.label(part, "to_cell", 0 if after is None else cells[after])
+            canvas.label(part, "from_cell", 0 if before is None else cells[before])
     return Plan("diagram", arrows=tuple(arrows))

@@ -51,9 +51,17 @@ def find_mentions(prompt: str, items: list[Item], geometry: Geometry) -> list[tu
     return found
 
 
-def mention_targets(encoding: Any, prompt: str, items: list[Item], geometry: Geometry) -> NDArray[np.int64]:
-    """Targets at the tokens of an encoded question: (tokens, 3) count, row and column, ``IGNORED`` elsewhere."""
+def mention_targets(
+    encoding: Any, prompt: str, items: list[Item], geometry: Geometry, answer: str = ""
+) -> NDArray[np.int64]:
+    """Targets at the tokens of an encoded question: (tokens, 3) count, row and column, ``IGNORED`` elsewhere.
+
+    Where the answer is the letter of a box, the question's last token has that box's row and column.
+    """
     targets = np.full((len(encoding.ids), 3), IGNORED, dtype=np.int64)
     for last, count, row, column in find_mentions(prompt, items, geometry):
         targets[encoding.char_to_token(last)] = (count, row, column)
+    for item in items:
+        if item.kind == "box" and item.name == answer:
+            targets[-1, 1:] = geometry.cell(item.centre)
     return targets

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _RARE = {"kind": (0, 0.2), "colour": (0, 0.3), "centre": (0, 0.1)}
-_SHARES = {"kind": 3.0, "points_to": 0.15, "pointed_from": 0.15, "size": 0.4}
+_SHARES = {"kind": 3.0, "points_to": 0.5, "pointed_from": 0.5, "size": 0.4}
 _SHARPNESS = 14.0
 
 
@@ -202,7 +202,7 @@ def mention_loss(heads: DenseHeads, middle: Tensor, mentions: Tensor) -> Tensor:
         middle: hidden states half-way up the decoder, (B, A, text width).
         mentions: int64 (B, A, 3), see ``Batch``.
     """
-    nouns = mentions[..., 0] != IGNORED
+    nouns = (mentions != IGNORED).any(-1)
     scores = heads.mention_read(heads.mention_norm(middle[nouns].float())).float()
     grid = (scores.shape[-1] - 1 - MOST_COUNTED) // 2
     total = scores.new_zeros(())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from topv.mini.backgrounds import TRAIN_BACKGROUNDS, draw_background
 from topv.mini.canvas import Canvas
+from topv.mini.diagrams import compose_diagram
 from topv.mini.fonts import TRAIN_FONTS, cap_height
 from topv.mini.geometry import Geometry
 from topv.mini.randomness import Stream
@@ -27,6 +28,9 @@ def draw_page(seed: int, geometry: Geometry) -> Canvas:
     stream = Stream(_SEED_MARK, seed)
     background = draw_background(stream, stream.choice(tuple(TRAIN_BACKGROUNDS)), geometry.size)
     canvas = Canvas(geometry, background)
+    if seed % 3 == 0:
+        compose_diagram(stream, canvas, TRAIN_FONTS)
+        return canvas
     size_class = stream.below(len(_CAPS))
     y = stream.between(1, 12)
     while True:

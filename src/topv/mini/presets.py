@@ -57,11 +57,11 @@ class Preset:
         return View(self.geometry) if self.tiles == 1 else Tiles(self.geometry, self.tiles)
 
     def continued(self) -> Preset:
-        """The schedule for going on from trained weights: half the rates, and no stage of the tower alone."""
+        """The schedule for going on from trained weights: half the rates, and half the time for the tower alone."""
         return replace(
             self,
-            tower_share=0.0,
-            reading_share=0.0,
+            tower_share=self.tower_share / 2,
+            reading_share=self.tower_share / 2,
             text_rate=self.text_rate / 2,
             joint_tower_rate=self.joint_tower_rate / 2,
         )
