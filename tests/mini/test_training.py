@@ -1,9 +1,11 @@
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from topv.mini import score
 from topv.mini.build import build_model
 from topv.mini.checkpoints import load_checkpoint, save_checkpoint
 from topv.mini.export import export
@@ -43,18 +45,27 @@ def test_nothing_to_resume(tmp_path):
 @pytest.mark.slow
 def test_train_resume_export_plot(tmp_path):
     run = tmp_path / "run"
-    main(["--preset", "tiny", "--out", str(run), "--minutes", "0.15"])
+    command = ["--preset", "tiny", "--out", str(run), "--minutes", "0.25", "--run-minutes", "0.15"]
+    main(command)
     first = json.loads((run / "last.json").read_text())
     assert first["joint_step"] > 0
-    Trainer(get_preset("tiny"), run, 0.2).run()
+    assert 0.15 * 60 <= first["seconds"] < 0.25 * 60
+    main(command)
     second = json.loads((run / "last.json").read_text())
     assert second["step"] > first["step"]
-    assert second["seconds"] >= 0.2 * 60
+    assert second["seconds"] >= 0.25 * 60
     with (run / "log.csv").open(newline="") as file:
-        steps = [int(row["step"]) for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
     assert steps == sorted(steps)
+    # One schedule over both runs: the rate of the whole training's cosine, which only its end brings to nothing.
+    rates = {int(row["step"]): float(row["rate"]) for row in rows if row["dense_loss"]}
+    assert rates[first["step"]] > 0.2
+    assert rates[second["step"]] < 0.03
     with pytest.raises(ValueError, match="preset 'tiny', not 'cpu'"):
         Trainer(get_preset("cpu"), run, 1.0)
+    with pytest.raises(ValueError, match="began without --start"):
+        Trainer(get_preset("tiny"), run, 1.0, start=run / "best")
     export(run, tmp_path / "weights")
     assert (tmp_path / "weights" / "tokenizer.json").is_file()
     assert max(file.stat().st_size for file in (tmp_path / "weights").iterdir()) <= 15e6
@@ -72,10 +83,29 @@ def test_accelerator_preset_keeps_its_budget(tmp_path):
     assert 2 * sum(parameter.numel() for parameter in model.parameters()) <= 32e6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["accelerator", "tiled-accelerator"])
+def test_accelerator_presets_train_and_ship(name, tmp_path, monkeypatch):
+    """Their real shapes, in the smallest batches, on a processor: what is left for the accelerator is speed."""
+    monkeypatch.setattr("topv.mini.training._VALIDATION_SCENES", 16)
+    few = {"tower_batch": 1, "joint_batch": 2, "pages": 1, "answer_tokens": 96, "workers": 1}
+    preset = replace(get_preset(name), device="cpu", tower_share=0.05, reading_share=0.05, **few)
+    trainer = Trainer(preset, tmp_path / "run", 0.1)
+    trainer.run()
+    assert trainer.state["joint_step"] > 0
+    export(tmp_path / "run", tmp_path / "weights")
+    sizes = [file.stat().st_size for file in (tmp_path / "weights").iterdir()]
+    assert max(sizes) <= 15e6
+    assert sum(sizes) <= 32e6
+    score.main(["--model", str(tmp_path / "weights"), "--questions", "1", "--tasks", "recognition"])
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="'gpu'; expected one of cpu, accelerator"):
         get_preset("gpu")
     with pytest.raises(ValueError, match="for 0 minutes"):
         Trainer(get_preset("tiny"), tmp_path, 0)
+    with pytest.raises(ValueError, match="run of 0 seconds"):
+        Trainer(get_preset("tiny"), tmp_path, 1.0).run(run_seconds=0)
     with pytest.raises(FileNotFoundError, match="train past the first validation"):
         export(tmp_path, tmp_path / "weights")

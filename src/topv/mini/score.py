@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=300, help="questions per task")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args(arguments)
     tasks = options.tasks.split(",")
@@ -131,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
+    model.to(options.device)
     processor = AutoProcessor.from_pretrained(options.model, local_files_only=True)
     geometry = read_view(model.config, processor).geometry
     asked = collect(options.split, options.questions, geometry)

@@ -1,12 +1,14 @@
 """Train a bundled model: ``python -m topv.mini.train --preset cpu --out runs/mini --minutes 60``.
 
-Runs resume from the last checkpoint in ``--out``. ``--minutes`` is the length of the whole training, so the same
-command run again goes on with the same curve until it is used up.
+Runs resume from the last checkpoint in ``--out``. ``--minutes`` is the length of the whole training, which fixes its
+schedule; ``--run-minutes`` is the length of one run. The same command run again goes on with the same curve until the
+training's minutes are used up.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", default="cpu", choices=sorted(PRESETS), help="model size and schedule")
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of the training")
     parser.add_argument("--minutes", type=float, default=60.0, help="length of the whole training")
+    parser.add_argument("--run-minutes", type=float, default=math.inf, help="length of this run; default: to the end")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
     parser.add_argument("--start", metavar="FOLDER", help="begin with these trained weights; bundled: the shipped ones")
     parser.add_argument("--processes", type=int, default=1, help="processes that train together, a thread each")
@@ -40,11 +43,15 @@ def _start_folder(name: str | None) -> Path | None:
     return folder
 
 
-def _train(preset: str, out: Path, minutes: float, seed: int, start: Path | None, validate_minutes: float) -> None:
+def _train(
+    preset: str, out: Path, minutes: float, run_minutes: float, seed: int, start: Path | None, validate_minutes: float
+) -> None:
     from topv.mini.presets import get_preset
     from topv.mini.training import Trainer
 
-    Trainer(get_preset(preset), out, minutes, seed, start).run(validate_seconds=60 * validate_minutes)
+    Trainer(get_preset(preset), out, minutes, seed, start).run(
+        validate_seconds=60 * validate_minutes, run_seconds=60 * run_minutes
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,7 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     launch(
         _train,
         options.processes,
-        (preset.name, options.out, options.minutes, options.seed, start, options.validate_minutes),
+        (
+            preset.name,
+            options.out,
+            options.minutes,
+            options.run_minutes,
+            options.seed,
+            start,
+            options.validate_minutes,
+        ),
     )
 
 

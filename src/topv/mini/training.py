@@ -82,7 +82,8 @@ class Trainer:
             ``Architecture.begin`` can take over from; the schedule is then ``Preset.continued``.
 
     Raises:
-        ValueError: the minutes are not above 0, or ``out`` or ``start`` holds another preset's model.
+        ValueError: the minutes are not above 0, ``out`` or ``start`` holds another preset's model, or ``out`` a
+            training that began with ``start`` when this one does not, or the other way round.
     """
 
     def __init__(self, preset: Preset, out: Path, minutes: float, seed: int = 0, start: Path | None = None) -> None:
@@ -104,16 +105,22 @@ class Trainer:
             register()
             self.model.set_attn_implementation(TRAINING_ATTENTION)
         self.heads = DenseHeads(preset, tokenizer).to(self.device)
-        self.clock = 0.0
+        self.clock, self.run_ends = 0.0, math.inf
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.optimizers = self._optimizers()
         self.state: dict[str, Any] = {
             "step": 0, "joint_step": 0, "scene": 0, "seconds": 0.0, "best": -1.0, "seed": seed, "preset": preset.name,
+            "continued": start is not None,
         }  # fmt: skip
         held = read_state(out)
         if held is not None and held["preset"] != preset.name:
             raise ValueError(
                 f"{out} holds a training of preset {held['preset']!r}, not {preset.name!r}; use another --out."
+            )
+        if held is not None and held["continued"] != (start is not None):
+            raise ValueError(
+                f"{out} holds a training that began {'with' if held['continued'] else 'without'} --start; go on with"
+                " the same command, or use another --out."
             )
         self.state = load_checkpoint(out, self._modules(), self.average, self.optimizers) or self.state
 
@@ -144,6 +151,11 @@ class Trainer:
     def progress(self) -> float:
         """Share of the training that is done, from 0 to 1."""
         return min(1.0, self.state["seconds"] / (60 * self.minutes))
+
+    @property
+    def over(self) -> bool:
+        """Whether the training, or this run of it, is at its end."""
+        return self.progress >= 1 or self.state["seconds"] >= self.run_ends
 
     @property
     def stage(self) -> str:
@@ -233,14 +245,23 @@ class Trainer:
     def save(self) -> None:
         save_checkpoint(self.out, self._modules(), self.average, self.optimizers, self.state)
 
-    def run(self, log_seconds: float = 20.0, validate_seconds: float = 240.0) -> None:
-        """Train until the minutes are used up, logging to ``log.csv``."""
+    def run(self, log_seconds: float = 20.0, validate_seconds: float = 240.0, run_seconds: float = math.inf) -> None:
+        """Train until the minutes are used up, or for ``run_seconds`` of them, logging to ``log.csv``.
+
+        The schedule is that of the whole training, however many runs it takes.
+
+        Raises:
+            ValueError: ``run_seconds`` is not above 0.
+        """
+        if run_seconds <= 0:
+            raise ValueError(f"A run of {run_seconds} seconds; expected a number above 0.")
+        self.run_ends = self.state["seconds"] + run_seconds
         preset, tokenizer_file = self.preset, str(self.out / "processor" / "tokenizer.json")
         held_out = [
             draw_batch(tokenizer_file, "validation", first, 16, preset.view, 320)
             for first in range(0, _VALIDATION_SCENES if crew.rank() == 0 else 0, 16)
         ]
-        while self.progress < 1:
+        while not self.over:
             stage, joint = self.stage, self.joint
             size = (preset.joint_batch if joint else preset.tower_batch) // crew.world()
             source = stream_batches(
@@ -276,7 +297,7 @@ class Trainer:
             state["joint_step"] += stage != "tower"
             state["scene"] += size
             state["seconds"] = self.clock
-            over = self.progress >= 1 or self.stage != stage
+            over = self.over or self.stage != stage
             now = time.monotonic()
             if crew.rank() == 0:
                 due = now - validated > validate_seconds
