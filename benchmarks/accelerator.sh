@@ -2,46 +2,68 @@
 # Everything that waits for an accelerator, in order of value, in resumable steps of under nine minutes each.
 #
 #   benchmarks/accelerator.sh            list the steps
-#   benchmarks/accelerator.sh STEP...    run some of them; results go to $OUT (runs/accelerator by default)
+#   benchmarks/accelerator.sh STEP...    run some of them
 #
-# A step that trains goes on from the checkpoint in $OUT/mini or $OUT/mini-tiled, so it can be run again.
+# Results and checkpoints go to $WORK (runs/accelerator by default). A training goes on from its checkpoint there, so
+# three runs of `train` are one training of $TRAIN_MINUTES (24 by default). Where $OUT is set, all that $WORK holds but
+# the checkpoints is packed there at the end, in pieces of 15 MiB: `cat results.tar.gz.* | tar -xz`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${OUT:-runs/accelerator}
+work=${WORK:-runs/accelerator}
 python=${PYTHON:-python3}
+device=${DEVICE:-cuda}
+minutes=${TRAIN_MINUTES:-24}
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-mkdir -p "$out"
+mkdir -p "$work"
 
-tests()    { "$python" -m pytest -q tests/gpu -p no:cacheprovider -p no:xdist 2>&1 | tee "$out/gpu-tests.txt"; }
-train()    { "$python" -m topv.mini.train --preset accelerator --out "$out/mini" --minutes 8 2>&1 | tail -n 50; }
-train_tiled() { "$python" -m topv.mini.train --preset tiled-accelerator --out "$out/mini-tiled" --minutes 8 2>&1 \
-               | tail -n 50; }
-accuracy() { "$python" benchmarks/accuracy.py --device cuda --questions 2000 --batch-size 256 --processes 4 \
-               --work "$out/accuracy" --out "$out/accuracy.md"; }
-compare()  { "$python" -m topv compare --device cuda --report "$out/report.html"; }
-bench()    { "$python" -m topv bench --preset "$1" --device cuda --dtype bfloat16 "${@:3}" --out "$out/bench-$2.csv"; }
+tests()    { "$python" -m pytest -q tests/gpu -p no:cacheprovider -p no:xdist 2>&1 | tee "$work/gpu-tests.txt"; }
+learn()    { "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --minutes "$minutes" --run-minutes 7.5 2>&1 \
+                 | tail -n 50
+             "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --plot
+             "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --export "$work/$2-weights"
+             cp "$work/$2"/{log.csv,curves.png,last.json} "$work/$2-weights"; }
+train()    { learn accelerator mini; }
+train_tiled() { learn tiled-accelerator mini-tiled; }
+score()    { for model in mini mini-tiled; do
+                 [ -d "$work/$model-weights" ] || continue
+                 "$python" -m topv.mini.score --model "$work/$model-weights" --device "$device" --questions 2000 \
+                     --batch 256 | tee "$work/score-$model.md"
+             done; }
+accuracy() { "$python" benchmarks/accuracy.py --device "$device" --questions 2000 --batch-size 256 --processes 4 \
+                 --work "$work/accuracy" --out "$work/accuracy.md"; }
+compare()  { "$python" -m topv compare --device "$device" --report "$work/report.html"; }
+bench()    { "$python" -m topv bench --preset "$1" --device "$device" --dtype bfloat16 "${@:3}" \
+                 --out "$work/bench-$2.csv"; }
 prefill()  { bench llava-1.5-7b llava --batch 1 4 16 --keep 0.5 0.25 0.1
              bench internvl2-2b internvl2 --batch 1 4 16 --keep 0.5 0.25 0.1; }
 compiled() { for preset in llava-1.5-7b internvl2-2b; do
-                 "$python" benchmarks/compiled.py --preset "$preset" --device cuda --dtype bfloat16 \
-                     --mode reduce-overhead --steps 32 --rounds 11 --out "$out/compiled-$preset.csv"
+                 "$python" benchmarks/compiled.py --preset "$preset" --device "$device" --dtype bfloat16 \
+                     --mode reduce-overhead --steps 32 --rounds 11 --out "$work/compiled-$preset.csv"
              done; }
 throughput() { bench llava-1.5-7b llava-24gib --memory-gib 24 --keep 0.5 --methods topv,fastv
                bench internvl2-2b internvl2-24gib --memory-gib 24 --keep 0.5 --methods topv,fastv; }
-selection() { "$python" benchmarks/selection.py --parts device --device cuda --dtype bfloat16 --rounds 50 \
-               --out "$out/selection.csv"; }
+selection() { "$python" benchmarks/selection.py --parts device --device "$device" --dtype bfloat16 --rounds 50 \
+                  --out "$work/selection.csv"; }
 presets()  { for preset in llava-1.5-13b internvl2-8b qwen2.5-vl-7b qwen3-vl-8b; do
                  bench "$preset" "$preset" --batch 1 16 --keep 0.5 --rounds 7
              done; }
+bring()    { [ -z "${OUT:-}" ] && return
+             mkdir -p "$OUT"
+             tar -cz -C "$work" --exclude=best --exclude='last.safetensors*' . | split -b 15M - "$OUT/results.tar.gz."; }
 
-steps="tests train train_tiled accuracy compare selection prefill compiled throughput presets"
+steps="tests train train_tiled score accuracy compare selection prefill compiled throughput presets"
 if [ $# -eq 0 ]; then
     echo "steps: $steps"
     exit 0
 fi
 for step in "$@"; do
     case " $steps " in
-        *" $step "*) echo "== $step"; "$step" ;;
+        *" $step "*) ;;
         *) echo "unknown step '$step'; expected some of: $steps" >&2; exit 2 ;;
     esac
+done
+trap bring EXIT
+for step in "$@"; do
+    echo "== $step"
+    "$step"
 done

@@ -5,7 +5,7 @@
 
 Methods that prune inside the decoder are compared with one another, and so are those that prune before it. Each such
 field is one `topv eval`, whose answers are kept in --work, so that a run that was cut short goes on, and a field that
-was evaluated by the same command is not evaluated again.
+was evaluated by the same command with the same weights is not evaluated again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from topv import load_mini
+from topv.evaluate.provenance import weights_digest
 from topv.evaluate.statistics import Interval, macro_interval
 
 MODELS = {"mini": "topv-mini", "tiled": "the tiled sibling"}
@@ -126,11 +128,14 @@ def main() -> None:
     options = parser.parse_args()
     every = [field for field in fields(options.models.split(",")) if options.fields in field.stem]
     options.work.mkdir(parents=True, exist_ok=True)
+    weights = {name: weights_digest(load_mini(tiled=name == "tiled")[0]) for name in {field.model for field in every}}
 
     def run(field: Field) -> None:
         command, tables = field.command(options), options.work / f"{field.stem}.md"
         if tables.exists() and f"- Command: `{shlex.join(command)}`" in tables.read_text().splitlines():
-            return
+            setup = json.loads((options.work / field.stem / "setup.json").read_text())
+            if setup["weights"] == weights[field.model]:
+                return
         with open(options.work / f"{field.stem}.log", "w") as log:
             subprocess.run([sys.executable, "-m", *command], check=True, stdout=log, stderr=subprocess.STDOUT)
 

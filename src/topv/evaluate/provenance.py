@@ -13,7 +13,7 @@ import torch
 from ..measure.environment import describe_environment
 from .configurations import Configuration
 
-__all__ = ["provenance", "setup_of"]
+__all__ = ["provenance", "setup_of", "weights_digest"]
 
 _LOOKED_AT = 1024
 """Numbers of each tensor that tell weights apart."""
@@ -69,7 +69,7 @@ def setup_of(
     versions = describe_environment().versions
     return {
         "model": name,
-        "weights": _weights_digest(model),
+        "weights": weights_digest(model),
         "dtype": str(model.dtype),
         "device": model.device.type,
         "split": split,
@@ -83,8 +83,8 @@ def setup_of(
 
 
 @torch.no_grad()
-def _weights_digest(model: Any) -> str:
-    """Of the names, shapes and some numbers of all parameters: enough to tell two trainings apart, in no time."""
+def weights_digest(model: Any) -> str:
+    """A digest of the names, shapes and some numbers of all parameters, enough to tell two trainings apart."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
