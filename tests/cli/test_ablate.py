@@ -9,7 +9,7 @@ import pytest
 import topv
 from topv.cli.main import main
 from topv.errors import InputError
-from topv.evaluate import SWEEPS, sweep
+from topv.evaluate import SWEEPS, nearest, sweep
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -46,6 +46,20 @@ def test_what_the_base_does_not_read_is_varied_where_it_is_read(
     assert told[0][0] == label.split(", ")[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("layer", "layer=2"),
+        ("reading", "coverage"),
+        ("stage", "stage=decoder"),
+        ("eps", "demand, eps=0.3"),
+        ("sigma", "beta=1, sigma=3"),
+    ],
+)
+def test_differences_are_taken_to_the_variant_nearest_the_base(name: str, label: str) -> None:
+    assert nearest(sweep(name, topv.TopV()), topv.TopV()) == label
+
+
 def test_unknown_sweeps_are_told() -> None:
     with pytest.raises(InputError, match="Did you mean 'sigma'"):
         sweep("sigm", topv.TopV())
@@ -58,13 +72,19 @@ def test_a_base_that_a_sweep_cannot_vary_is_told_with_both() -> None:
 
 def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "ablations.md"
-    command = ["ablate", "recovery", "--questions", "2", "--tasks", "existence", "--base", "topv:beta=1.0"]
+    base = "topv:beta=1.0,recovery=0.3"
+    command = ["ablate", "recovery", "--questions", "2", "--tasks", "existence", "--base", base]
     assert main([*command, "--out", str(out), "--plot", str(tmp_path), "--work", str(tmp_path / "work")]) == 0
     text = out.read_text()
     assert text.strip() in capsys.readouterr().out
     assert "## recovery" in text
     assert "Questions: 2 of the validation split" in text
     assert text.count("| recovery=") == 6
+    assert "| mean - recovery=0.3 |" in text
+    without = [
+        line.split(" | ")[0] for line in text.splitlines() if line.startswith("| recovery=") and " |  | " in line
+    ]
+    assert without == ["| recovery=0.3"]
     assert "![mini: recovery](ablation-recovery.png)" in text
     assert (tmp_path / "ablation-recovery.png").stat().st_size > 10_000
 

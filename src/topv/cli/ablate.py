@@ -25,7 +25,8 @@ A killed run goes on where it was with --work FOLDER."""
 
 _READING = """\
 All remove {share:.0%} of visual FLOPs. Base: `{base}`. Accuracy in %, the mean over tasks with 95 % intervals by
-resampling pictures. The difference is paired, to the sweep's first variant, and bold where its interval excludes 0.
+resampling pictures. The difference is paired, to the variant that is the base or nearest to it, and bold where its
+interval excludes 0.
 Foreground kept: at keep 0.5, in %."""
 
 
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         evaluate,
         foreground_shares,
         grids_of,
+        nearest,
         provenance,
         setup_of,
         view_of,
@@ -133,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
                 )
         answers = {key: {task: [a for a in every if a.task == task] for task in tasks} for key, every in found.items()}
         scenes = [example.scene for example in one_each]
-        sections.append(f"## {name}\n\n{ablation_table(configurations, answers, shares, scenes)}")
+        base = nearest(methods, specs[0].method)
+        sections.append(f"## {name}\n\n{ablation_table(configurations, answers, shares, scenes, base)}")
         if args.plot is not None:
             from ..evaluate import ablation_bars
             from ..report.accuracy_plot import plot_bars

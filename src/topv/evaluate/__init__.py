@@ -1,6 +1,6 @@
 """Accuracy of methods at equal savings, on the bundled tasks."""
 
-from .ablations import SWEEPS, sweep
+from .ablations import SWEEPS, nearest, sweep
 from .configurations import Configuration, at_equal_reductions, readings
 from .evaluation import Shard, evaluate
 from .examples import CLIP_TASKS, TASKS, Example, bundled_clips, bundled_examples
@@ -46,6 +46,7 @@ __all__ = [
     "grids_of",
     "macro_interval",
     "markdown",
+    "nearest",
     "provenance",
     "readings",
     "setup_of",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from ..errors import InputError, unknown_name
 from ..methods import TARGETS, Method, TopV
 from ..methods.cost import STAGES
 
-__all__ = ["SWEEPS", "sweep"]
+__all__ = ["SWEEPS", "nearest", "sweep"]
 
 
 _Sweep = Callable[[TopV], list[tuple[str, Method]]]
@@ -110,3 +110,13 @@ def sweep(name: str, base: TopV) -> list[tuple[str, Method]]:
         return SWEEPS[name](base)
     except ValueError as error:
         raise InputError(f"sweep {name!r} cannot start from {base!r}: {error}") from error
+
+
+def nearest(variants: Sequence[tuple[str, Method]], base: TopV) -> str:
+    """The label of the variant that differs from `base` in the fewest settings, the first of several."""
+    settings = asdict(base)
+
+    def distance(entry: tuple[str, Method]) -> int:
+        return sum(settings.get(name) != value for name, value in asdict(entry[1]).items())
+
+    return min(variants, key=distance)[0]

@@ -82,23 +82,25 @@ def ablation_table(
     answers: Mapping[str, Mapping[str, Sequence[Answer]]],
     shares: Mapping[str, Sequence[float]],
     scenes: Sequence[int],
+    base: str,
 ) -> str:
-    """The variants of a sweep: accuracy by task, its mean, the paired difference to the first, foreground kept.
+    """The variants of a sweep: accuracy by task, its mean, the paired difference to the base, foreground kept.
 
     Args:
         configurations: the unpruned model and the variants, at one reduction.
         answers: for each configuration's key and each task, the answers in one order.
         shares: for each variant's label the shares of foreground kept, where they are known.
         scenes: the scene of each share.
+        base: label of the variant that differences are taken to.
     """
-    variants = [c for c in configurations if c.method is not None]
-    first = answers[variants[0].key]
-    header = ["variant", *first, "mean", "mean - first", *(["foreground kept"] if shares else [])]
+    middle = next(c for c in configurations if c.label == base)
+    against = answers[middle.key]
+    header = ["variant", *against, "mean", f"mean - {base}", *(["foreground kept"] if shares else [])]
     rows = []
     for configuration in configurations:
         found = answers[configuration.key]
         cells = [f"{100 * _interval(task)[1]:.1f}" for task in found.values()]
-        difference = "" if configuration is variants[0] else _verdict(macro_interval(_paired(found, first)))
+        difference = "" if configuration is middle else _verdict(macro_interval(_paired(found, against)))
         row = [configuration.label, *cells, _plain(_over_tasks(found)), difference]
         if shares:
             known = shares.get(configuration.label)
