@@ -43,13 +43,20 @@ def test_targets_sit_on_the_last_token_of_the_noun():
     assert marked == ["Ġstar", "Ġword"]
 
 
-def test_the_last_token_knows_the_box_that_answers():
+def test_questions_about_arrows_know_where_they_lead():
     tokenizer = build_processor(get_preset("tiny")).tokenizer.backend_tokenizer
     boxes = [Item("box", "K", "", "small", (0, 0, 28, 28), (1,)), Item("box", "T", "", "small", (84, 0, 98, 28), (2,))]
     prompt = "which box points to T?"
     encoding = tokenizer.encode(prompt + ASSISTANT)
-    targets = mention_targets(encoding, prompt, boxes, SHIPPED, "K")
-    assert targets[-1].tolist() == [IGNORED, 1, 1]
-    assert targets[encoding.tokens.index("T")].tolist() == [1, 1, 6]
-    for answer in ("T0", "2"):
-        assert mention_targets(encoding, prompt, boxes, SHIPPED, answer)[-1].tolist() == [IGNORED] * 3
+    targets = mention_targets(encoding, prompt, boxes, SHIPPED, "K", [("K", "T")])
+    assert targets[-1].tolist() == [IGNORED, 1, 1, *[IGNORED] * 4]
+    assert targets[encoding.tokens.index("T")].tolist() == [1, 1, 6, *NOWHERE, 1, 1]
+    prompt = "which box does K point to?"
+    encoding = tokenizer.encode(prompt + ASSISTANT)
+    targets = mention_targets(encoding, prompt, boxes, SHIPPED, "T", [("K", "T")])
+    assert targets[-1].tolist() == [IGNORED, 1, 6, *[IGNORED] * 4]
+    assert targets[encoding.tokens.index("K")].tolist() == [1, 1, 1, 1, 6, *NOWHERE]
+    prompt = "how many boxes are there?"
+    targets = mention_targets(tokenizer.encode(prompt + ASSISTANT), prompt, boxes, SHIPPED, "2", [("K", "T")])
+    assert (targets[:, 3:] == IGNORED).all()
+    assert (targets[-1] == IGNORED).all()

@@ -32,6 +32,7 @@ __all__ = ["ASSISTANT", "END", "Batch", "Encoded", "draw_batch", "pack", "stream
 
 ASSISTANT, END = "<|assistant|>", "<|end|>"
 _SPARE_FROM = 1 << 24
+_MORE_DIAGRAMS = 0.3
 _LONG_SHARE = {
     "objects": {"caption": 0.15, "description": 0.12},
     "words": {"caption": 0.5, "description": 0.5},
@@ -52,7 +53,7 @@ class Batch:
         offsets: int64 (B, A); position behind the image prefix.
         targets: int64 (B, A); the next token where it belongs to an answer, else -100.
         weights: float32 (B, A); weight of each target.
-        mentions: int64 (B, A, 3); count, grid row and grid column that a noun refers to, else -100.
+        mentions: int64 (B, A, 7); see ``topv.mini.mentions.mention_targets``.
         ranks: int64 (B, tokens, 3); see ``topv.mini.drills.ranks``.
         tasks: for each row the tasks of its segments, as indices into ``TASKS``.
     """
@@ -101,7 +102,7 @@ def pack(questions: list[Encoded], room: int) -> Row:
         offsets=np.zeros(room, dtype=np.int64),
         targets=np.full(room, IGNORED, dtype=np.int64),
         weights=np.zeros(room, dtype=np.float32),
-        mentions=np.full((room, 3), IGNORED, dtype=np.int64),
+        mentions=np.full((room, 7), IGNORED, dtype=np.int64),
         tasks=[],
     )
     at = 0
@@ -131,13 +132,19 @@ def _chosen(stream: Stream, scene: Scene) -> list[Question]:
 
 
 def _draw(seed: int, split: str, geometry: Geometry, reading: float) -> Scene:
-    """A scene, or, for all but a share of those with letters, a scene of objects in its place."""
+    """A scene, or another one in its place.
+
+    All but a share of the scenes with letters give way to scenes of objects. In training, where all letters are read,
+    some of the objects give way to diagrams, whose arrows take longest to learn.
+    """
     scene = draw_scene(seed, split, geometry)
-    if scene.plan.kind == "objects" or Stream(seed, 98).chance(reading):
-        return scene
+    if scene.plan.kind == "objects":
+        wanted = "diagram" if split == "train" and reading == 1 and Stream(seed, 97).chance(_MORE_DIAGRAMS) else ""
+    else:
+        wanted = "" if Stream(seed, 98).chance(reading) else "objects"
     other = _SPARE_FROM + 16 * seed
-    while (scene := draw_scene(other, split, geometry)).plan.kind != "objects":
-        other += 1
+    while wanted not in ("", scene.plan.kind):
+        scene, other = draw_scene(other, split, geometry), other + 1
     return scene
 
 
@@ -178,7 +185,7 @@ def draw_batch(
             for q in _chosen(Stream(seed, 99), scene) if split == "train" else scene.questions:
                 asked = tokenizer.encode(q.prompt + ASSISTANT)
                 answered = tokenizer.encode(f" {q.answer}{END}").ids
-                mentions = mention_targets(asked, q.prompt, scene.items, view.cells, q.answer)
+                mentions = mention_targets(asked, q.prompt, scene.items, view.cells, q.answer, scene.plan.arrows)
                 encoded.append(Encoded(asked.ids, answered, mentions, TASKS.index(q.task)))
         rows.append(pack(encoded, room))
     used = max(16, -(-max(int((row.segments > 0).sum()) for row in rows) // 16) * 16) if room else 0

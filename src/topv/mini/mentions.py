@@ -7,6 +7,7 @@ comparing and counting, slow to learn from yes, no and left alone, into reading 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,34 @@ def find_mentions(prompt: str, items: list[Item], geometry: Geometry) -> list[tu
 
 
 def mention_targets(
-    encoding: Any, prompt: str, items: list[Item], geometry: Geometry, answer: str = ""
+    encoding: Any,
+    prompt: str,
+    items: list[Item],
+    geometry: Geometry,
+    answer: str = "",
+    arrows: Sequence[tuple[str, str]] = (),
 ) -> NDArray[np.int64]:
-    """Targets at the tokens of an encoded question: (tokens, 3) count, row and column, ``IGNORED`` elsewhere.
+    """Targets at the tokens of an encoded question, ``IGNORED`` elsewhere.
 
-    Where the answer is the letter of a box, the question's last token has that box's row and column.
+    Args:
+        encoding: the question in tokens, with the assistant's mark.
+        prompt: its text.
+        items: what it can be about.
+        geometry: the grid of visual tokens.
+        answer: where it is the letter of a box, the last token has that box's row and column.
+        arrows: from box to box, by letter.
+
+    Returns:
+        (tokens, 7): count, row and column of what a noun refers to; row and column of the box that a box points to,
+        and of the one that points to it.
     """
-    targets = np.full((len(encoding.ids), 3), IGNORED, dtype=np.int64)
+    targets = np.full((len(encoding.ids), 7), IGNORED, dtype=np.int64)
+    places = {item.name: geometry.cell(item.centre) for item in items if item.kind == "box"}
+    targets[-1, 1:3] = places.get(answer, IGNORED)
+    forward, backward = dict(arrows), {target: source for source, target in arrows}
     for last, count, row, column in find_mentions(prompt, items, geometry):
-        targets[encoding.char_to_token(last)] = (count, row, column)
-    for item in items:
-        if item.kind == "box" and item.name == answer:
-            targets[-1, 1:] = geometry.cell(item.centre)
+        token, letter = encoding.char_to_token(last), prompt[last]
+        targets[token, :3] = (count, row, column)
+        targets[token, 3:5] = places.get(forward.get(letter, ""), IGNORED)
+        targets[token, 5:7] = places.get(backward.get(letter, ""), IGNORED)
     return targets

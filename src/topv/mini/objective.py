@@ -65,6 +65,7 @@ class DenseHeads(nn.Module):
         self.mention_read = nn.Linear(preset.text_width, 1 + MOST_COUNTED + 2 * view.cells.grid)
         self.rank_norm = nn.LayerNorm(preset.text_width)
         self.rank_read = nn.Linear(preset.text_width, len(RANKS) * (1 + MOST_COUNTED))
+        self.arrow_read = nn.Linear(preset.text_width, 4 * view.cells.grid)
         for head, classes in HEADS.items():
             weight = torch.ones(classes)
             if head in _RARE:
@@ -196,17 +197,19 @@ def answer_logits(
 
 
 def mention_loss(heads: DenseHeads, middle: Tensor, mentions: Tensor) -> Tensor:
-    """Loss on what the nouns of the questions refer to.
+    """Loss on what the nouns of the questions refer to, and where the arrows lead from there.
 
     Args:
         middle: hidden states half-way up the decoder, (B, A, text width).
-        mentions: int64 (B, A, 3), see ``Batch``.
+        mentions: int64 (B, A, 7), see ``topv.mini.mentions.mention_targets``.
     """
-    nouns = (mentions != IGNORED).any(-1)
-    scores = heads.mention_read(heads.mention_norm(middle[nouns].float())).float()
-    grid = (scores.shape[-1] - 1 - MOST_COUNTED) // 2
-    total = scores.new_zeros(())
-    for score, target in zip(scores.split([1 + MOST_COUNTED, grid, grid], dim=-1), mentions[nouns].T, strict=True):
+    known = (mentions != IGNORED).any(-1)
+    hidden, targets = heads.mention_norm(middle[known].float()), mentions[known]
+    grid = heads.arrow_read.out_features // 4
+    nouns = heads.mention_read(hidden).float().split([1 + MOST_COUNTED, grid, grid], dim=-1)
+    arrows = heads.arrow_read(hidden).float().split(grid, dim=-1)
+    total = hidden.new_zeros(())
+    for score, target in zip((*nouns, *arrows), targets.T, strict=True):
         lost = F.cross_entropy(score, target, ignore_index=IGNORED, reduction="sum")
         total = total + lost / (target != IGNORED).sum().clamp(min=1)
     return total
