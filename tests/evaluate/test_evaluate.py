@@ -142,7 +142,7 @@ def test_differences_are_paired_and_bold_where_clear() -> None:
     table = difference_table(configurations, answers, "topv")
     assert "| random | **+50.0 [" in table
     sizes = size_table(configurations, answers)
-    assert "| topv | 50% | 100.0 [100.0, 100.0] (40) |  |  |" in sizes
+    assert "| topv | 50% | 100.0 [91.2, 100.0] (40) |  |  |" in sizes
     lines, unpruned = accuracy_lines(configurations, answers)
     assert unpruned == 1.0
     assert lines["topv"] == [(0.5, 1.0, 1.0, 1.0)]

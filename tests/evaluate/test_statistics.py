@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from topv.evaluate import macro_interval
+from topv.evaluate import macro_interval, task_interval
 
 
 def test_tasks_weigh_the_same() -> None:
@@ -44,3 +44,14 @@ def test_no_spread_gives_no_width() -> None:
 def test_bad_input(tasks: dict[str, tuple[list[float], list[int]]]) -> None:
     with pytest.raises(ValueError, match="task 'a' has"):
         macro_interval(tasks)
+
+
+def test_a_task_without_errors_is_not_certain():
+    scenes = [scene for scene in range(50) for _ in range(2)]
+    low, mean, high = task_interval([1.0] * 100, scenes)
+    assert (mean, high) == (1.0, 1.0)
+    # Wilson's lower end for 50 of 50, not for 100 of 100.
+    assert low == pytest.approx(50 / (50 + 1.959964**2))
+    assert task_interval([0.0] * 100, scenes) == pytest.approx((0.0, 0.0, 1 - low))
+    some = [0.0] + [1.0] * 99
+    assert task_interval(some, scenes) == macro_interval({"": (some, scenes)})

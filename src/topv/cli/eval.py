@@ -46,8 +46,8 @@ _KEEPS = (0.5, 0.25)
 _SCENES = 160
 _READING = """\
 Accuracy is exact match, in %; for caption and description the F1 over words. Brackets hold 95 % intervals, by
-resampling pictures. The last column is the paired difference of the mean over tasks to the unpruned model: an interval
-that holds 0 shows no difference."""
+resampling pictures; where all answers are right, or all wrong, Wilson's. The last column is the paired difference of
+the mean over tasks to the unpruned model: an interval that holds 0 shows no difference."""
 _DIFFERENCES = """\
 ### {label} against the others
 

@@ -6,7 +6,7 @@ from .evaluation import Shard, evaluate
 from .examples import CLIP_TASKS, TASKS, Example, bundled_clips, bundled_examples
 from .provenance import provenance, setup_of
 from .runner import Answer, Asker, answer_examples, foreground_shares
-from .statistics import Interval, macro_interval
+from .statistics import Interval, macro_interval, task_interval
 from .store import AnswerStore, write_whole
 from .subjects import grids_of, view_of
 from .tables import (
@@ -52,6 +52,7 @@ __all__ = [
     "setup_of",
     "size_table",
     "sweep",
+    "task_interval",
     "view_of",
     "write_whole",
 ]

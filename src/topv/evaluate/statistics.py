@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["Interval", "macro_interval"]
+from ..mini.statistics import mean_interval
+
+__all__ = ["Interval", "macro_interval", "task_interval"]
 
 Interval = tuple[float, float, float]
 """Lower end, estimate, upper end of a 95 % interval."""
@@ -53,3 +55,22 @@ def macro_interval(tasks: Mapping[str, tuple[Sequence[float], Sequence[int]]], *
         resampled += list(((weights[whole] @ sums) / found[whole]).mean(1))
     low, high = np.quantile(resampled[:_RESAMPLES], (0.025, 0.975))
     return float(low), float((sums.sum(0) / counts.sum(0)).mean()), float(high)
+
+
+def task_interval(values: Sequence[float], scenes: Sequence[int]) -> Interval:
+    """One task's mean, with a bootstrap interval over scenes.
+
+    Where every answer is right, or every one wrong, resampling shows no spread, however few they are. Then the interval
+    is Wilson's, with as many trials as there are scenes.
+
+    Args:
+        values: the scores.
+        scenes: the scene of each.
+
+    >>> low, mean, high = task_interval([1.0] * 20, [*range(10)] * 2)
+    >>> round(low, 2), mean, high
+    (0.72, 1.0, 1.0)
+    """
+    if set(values) in ({0.0}, {1.0}):
+        return mean_interval([values[0]] * len(set(scenes)))
+    return macro_interval({"": (values, scenes)})

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..methods.staged import StagedMethod
 from .configurations import Configuration
 from .runner import Answer
-from .statistics import Interval, macro_interval
+from .statistics import Interval, macro_interval, task_interval
 
 __all__ = [
     "Foreground",
@@ -200,7 +200,7 @@ def foreground_table(foreground: Foreground) -> str:
 
 
 def _interval(answers: Sequence[Answer]) -> Interval:
-    return macro_interval({"": ([a.score for a in answers], [a.scene for a in answers])})
+    return task_interval([a.score for a in answers], [a.scene for a in answers])
 
 
 def _plain(interval: Interval) -> str:

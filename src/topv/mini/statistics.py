@@ -49,7 +49,7 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
     if set(scores) <= {0.0, 1.0}:
         middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
         reach = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-        return max(0.0, middle - reach), mean, min(1.0, middle + reach)
+        return min(mean, max(0.0, middle - reach)), mean, max(mean, min(1.0, middle + reach))
     spread = z * float(np.std(scores, ddof=1)) / math.sqrt(count) if count > 1 else 1.0
     return max(0.0, mean - spread), mean, min(1.0, mean + spread)
 
