@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -18,6 +22,27 @@ def test_same_seed_same_scene():
     assert [(q.prompt, q.answer) for q in first.questions] == [(q.prompt, q.answer) for q in second.questions]
     np.testing.assert_array_equal(first.foreground, second.foreground)
     np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_same_pixels_on_another_processor():
+    """Without the vector instructions beyond the oldest that numpy is built for, whose sines end in other bits."""
+    core = pytest.importorskip("numpy._core._multiarray_umath")
+    found = " ".join(name for name in core.__cpu_dispatch__ if core.__cpu_features__[name])
+    code = (
+        "import hashlib; from topv.mini.backgrounds import BACKGROUNDS, draw_background;"
+        "from topv.mini.randomness import Stream; from topv.mini.scenes import scenes;"
+        "drawn = [draw_background(Stream(seed), kind, 168) for kind in BACKGROUNDS for seed in range(6)];"
+        "drawn += [scene.image for scene in scenes('test', 20)];"
+        "print(hashlib.sha256(b''.join(image.tobytes() for image in drawn)).hexdigest())"
+    )
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for disabled in ("", found)
+    ]  # fmt: skip
+    assert digests[0] == digests[1] != ""
 
 
 def test_splits_never_share_a_seed():

@@ -18,13 +18,14 @@ from topv.mini.randomness import Stream
 
 __all__ = ["BACKGROUNDS", "HELD_OUT_BACKGROUNDS", "TRAIN_BACKGROUNDS", "draw_background"]
 
+_STEPS = 2.0**20
 Field = NDArray[np.floating[Any]]
 
 
 @lru_cache(maxsize=4)
 def _axes(size: int) -> tuple[Field, Field]:
     """Coordinates in [0, 1): x of shape (1, size), y of shape (size, 1)."""
-    line = (np.arange(size, dtype=np.float32) + 0.5) / size
+    line = (np.arange(size, dtype=np.float64) + 0.5) / size
     return line[None, :], line[:, None]
 
 
@@ -32,7 +33,7 @@ def _smooth(stream: Stream, size: int, cells: int) -> Field:
     """Smooth value noise with ``cells`` bumps along a side: (size, size)."""
     coarse = Image.fromarray(stream.bytes(cells * cells).reshape(cells, cells))
     fine = coarse.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(fine, dtype=np.float32) / 255
+    return np.asarray(fine, dtype=np.float64) / 255
 
 
 def _gradient(stream: Stream, size: int) -> Field:
@@ -68,7 +69,7 @@ def _blobs(stream: Stream, size: int) -> Field:
 def _checks(stream: Stream, size: int) -> Field:
     x, y = _axes(size)
     count = stream.between(3, 12)
-    return ((np.floor(x * count) + np.floor(y * count)) % 2).astype(np.float32) * 0.8
+    return ((np.floor(x * count) + np.floor(y * count)) % 2).astype(np.float64) * 0.8
 
 
 def _landscape(stream: Stream, size: int) -> Field:
@@ -122,7 +123,7 @@ BACKGROUNDS = TRAIN_BACKGROUNDS | HELD_OUT_BACKGROUNDS
 def _muted(stream: Stream, level: float) -> Field:
     """A greyish colour around a brightness: (3,), in 0..255."""
     tint = [stream.uniform(-18, 18) for _ in range(3)]
-    return np.array([level + t for t in tint], dtype=np.float32)
+    return np.array([level + t for t in tint], dtype=np.float64)
 
 
 def draw_background(stream: Stream, kind: str, size: int) -> Image.Image:
@@ -131,7 +132,8 @@ def draw_background(stream: Stream, kind: str, size: int) -> Image.Image:
         raise ValueError(f"Unknown background {kind!r}; expected one of {', '.join(BACKGROUNDS)}.")
     level, contrast = stream.uniform(105, 155), stream.uniform(12, 46)
     low, high = _muted(stream, level - contrast / 2), _muted(stream, level + contrast / 2)
-    field = np.broadcast_to(BACKGROUNDS[kind](stream, size), (size, size))
-    grain = stream.bytes(size * size).reshape(size, size, 1).astype(np.float32) - 127.5
+    # Processors differ in the last bits of sines: rounded off, so that a pixel is the same on each.
+    field = np.round(np.broadcast_to(BACKGROUNDS[kind](stream, size), (size, size)) * _STEPS) / _STEPS
+    grain = stream.bytes(size * size).reshape(size, size, 1).astype(np.float64) - 127.5
     pixels = low + (high - low) * field[:, :, None] + grain * (stream.uniform(0, 14) / 127.5)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -1,7 +1,7 @@
 """Scenes: pictures drawn from a seed, with questions whose answers are known exactly.
 
-A scene is the same for the same seed and split on every machine. Splits draw from disjoint seeds, and half of
-the test split's scenes use fonts, and half of them backgrounds, that training never sees.
+A scene is the same for the same seed and split on every machine with the same Pillow. Splits draw from disjoint seeds,
+and half of the test split's scenes use fonts, and half of them backgrounds, that training never sees.
 """
 
 from __future__ import annotations
