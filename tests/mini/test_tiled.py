@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import topv
@@ -16,8 +17,9 @@ from topv.mini.export import export
 from topv.mini.geometry import Geometry
 from topv.mini.internvl import CONTEXT, START, STOP
 from topv.mini.presets import get_preset
+from topv.mini.randomness import Stream
 from topv.mini.scenes import draw_scene
-from topv.mini.score import answer_all, noise_image
+from topv.mini.score import answer_all
 from topv.mini.tokenizer import ASSISTANT, USER
 from topv.mini.training import Trainer
 from topv.mini.transplant import copied_name, positions, transplant
@@ -55,7 +57,9 @@ def folder(start, tmp_path_factory):
 @pytest.mark.parametrize("preset", [TILED, get_preset("tiled")], ids=lambda preset: preset.name)
 def test_processor_shows_what_the_trainer_shows(preset):
     processor = build_processor(preset)
-    for image in (draw_scene(5, "train", preset.geometry).image, noise_image(0, preset.image_size)):
+    side = preset.image_size
+    noise = Image.fromarray(Stream(3, 0).bytes(side * side * 3).reshape(side, side, 3))
+    for image in (draw_scene(5, "train", preset.geometry).image, noise):
         text = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what shape?"}]}],
             add_generation_prompt=True,
@@ -200,7 +204,15 @@ def test_exported_folder_loads_scores_and_prunes(folder, monkeypatch, tmp_path, 
     figures = tmp_path / "figures.json"
     score.main(["--model", str(folder), "--questions", "1", "--tasks", "recognition", "--json", str(figures)])
     assert "recognition" in capsys.readouterr().out
-    assert json.loads(figures.read_text())[0]["questions"] == 1
+    found = json.loads(figures.read_text())
+    assert [task["questions"] for task in found["tasks"]] == [1]
+    found["tasks"][0]["score"] = [0.25, 0.5, 0.75]
+    figures.write_text(json.dumps(found))
+    # What is done is not asked again, and is not taken for another scoring.
+    score.main(["--model", str(folder), "--questions", "1", "--tasks", "recognition", "--json", str(figures)])
+    assert " 50.0 [25.0, 75.0]" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="scores of another model, split or number"):
+        score.main(["--model", str(folder), "--questions", "2", "--json", str(figures)])
 
 
 def test_training_lowers_the_loss_and_goes_on(start, tmp_path):

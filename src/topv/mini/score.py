@@ -1,12 +1,14 @@
 """Score a bundled model on the test split: ``python -m topv.mini.score --questions 300``.
 
 Every answer is generated, greedily, from the processor's own chat format. The image-blind score asks the same
-questions with the image replaced by noise.
+questions about the next scene's image: what questions alone give away, and what is likely in any scene. With --json a
+scoring that was cut short goes on behind the tasks that it had finished.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,12 +21,11 @@ from PIL import Image
 from topv.mini import MINI_PATH
 from topv.mini.geometry import Geometry
 from topv.mini.questions import TASKS, Question
-from topv.mini.randomness import Stream
 from topv.mini.scenes import SPLITS, draw_scene
 from topv.mini.statistics import answer_score, gain_interval, mean_interval
 from topv.mini.views import read_view
 
-__all__ = ["answer_all", "collect", "main", "noise_image"]
+__all__ = ["answer_all", "collect", "main"]
 
 _LONGEST = {"caption": 64, "description": 160}
 _PER_SCENE = 2
@@ -32,30 +33,26 @@ _PER_SCENE = 2
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with the scene it is about."""
+    """A question with the scene it is about, and the image of the scene drawn next."""
 
     scene: int
     image: Image.Image
+    other: Image.Image
     question: Question
 
 
 def collect(split: str, count: int, geometry: Geometry, start: int = 0) -> dict[str, list[Asked]]:
     """The first ``count`` questions of each task from a split, at most two of a task per scene."""
     found: dict[str, list[Asked]] = {task: [] for task in TASKS}
-    seed = start
+    seed, scene = start, draw_scene(start, split, geometry)
     while any(len(asked) < count for asked in found.values()):
-        scene = draw_scene(seed, split, geometry)
+        following = draw_scene(seed + 1, split, geometry)
         for task in TASKS:
             chosen = [q for q in scene.questions if q.task == task][:_PER_SCENE]
             room = count - len(found[task])
-            found[task] += [Asked(seed, scene.image, q) for q in chosen[:room]]
-        seed += 1
+            found[task] += [Asked(seed, scene.image, following.image, q) for q in chosen[:room]]
+        seed, scene = seed + 1, following
     return found
-
-
-def noise_image(seed: int, side: int) -> Image.Image:
-    """Uniform noise: what a model is shown in place of the image to measure what it guesses."""
-    return Image.fromarray(Stream(3, seed).bytes(side * side * 3).reshape(side, side, 3))
 
 
 def answer_all(
@@ -82,11 +79,10 @@ def answer_all(
     return answers
 
 
-def _score_task(model: Any, processor: Any, task: str, asked: list[Asked], batch: int, side: int) -> dict[str, Any]:
+def _score_task(model: Any, processor: Any, task: str, asked: list[Asked], batch: int) -> dict[str, Any]:
     longest = _LONGEST.get(task, 12)
     seen = answer_all(model, processor, [(a.image, a.question.prompt) for a in asked], longest, batch)
-    noise = [(noise_image(a.scene, side), a.question.prompt) for a in asked]
-    blind = answer_all(model, processor, noise, longest, batch)
+    blind = answer_all(model, processor, [(a.other, a.question.prompt) for a in asked], longest, batch)
     scores = [answer_score(task, answer, a.question.answer) for answer, a in zip(seen, asked, strict=True)]
     guesses = [answer_score(task, answer, a.question.answer) for answer, a in zip(blind, asked, strict=True)]
     by_size = defaultdict(list)
@@ -122,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="keep the figures there, task by task")
     options = parser.parse_args(arguments)
     tasks = options.tasks.split(",")
     unknown = sorted(set(tasks) - set(TASKS))
@@ -135,15 +131,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.to(options.device)
     processor = AutoProcessor.from_pretrained(options.model, local_files_only=True)
     geometry = read_view(model.config, processor).geometry
+    setup = {"weights": _digest(options.model), "split": options.split, "questions": options.questions}
+    done = _finished(options.json, setup)
     asked = collect(options.split, options.questions, geometry)
     print("| task | questions | score, % | image-blind, % | gain, points | score by target size (questions) |")
     print("|---|---|---|---|---|---|")
-    results = []
     for task in tasks:
-        results.append(_score_task(model.eval(), processor, task, asked[task], options.batch, geometry.size))
-        print(_row(results[-1]), flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        if task not in done:
+            done[task] = _score_task(model.eval(), processor, task, asked[task], options.batch)
+            if options.json is not None:
+                options.json.write_text(json.dumps({**setup, "tasks": list(done.values())}, indent=1) + "\n")
+        print(_row(done[task]), flush=True)
+
+
+def _digest(folder: Path) -> str:
+    """Of all files of a model folder that hold weights."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _finished(path: Path | None, setup: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tasks that an earlier scoring of the same model and questions has left in its file."""
+    if path is None or not path.is_file():
+        return {}
+    held = json.loads(path.read_text())
+    if {name: held.get(name) for name in setup} != setup:
+        raise ValueError(f"{path} holds scores of another model, split or number of questions; give another --json.")
+    return {result["task"]: result for result in held["tasks"]}
 
 
 if __name__ == "__main__":
