@@ -5,30 +5,30 @@
 #   benchmarks/accelerator.sh STEP...    run some of them
 #
 # Results and checkpoints go to $WORK (runs/accelerator by default). A training goes on from its checkpoint there, so
-# three runs of `train` are one training of $TRAIN_MINUTES (24 by default). Where $OUT is set, all that $WORK holds but
-# the checkpoints is packed there at the end, in pieces of 15 MiB: `cat results.tar.gz.* | tar -xz`.
+# three runs of `train` on one machine are one training of $TRAIN_MINUTES (22 by default). Where $OUT is set, all that
+# $WORK holds but the checkpoints is packed there at the end, in pieces of 15 MiB: `cat results.tar.gz.* | tar -xz`.
+# Where a machine is lost in between, go on from what came back: START=FOLDER of the weights.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-runs/accelerator}
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
-minutes=${TRAIN_MINUTES:-24}
+minutes=${TRAIN_MINUTES:-22}
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 mkdir -p "$work"
 
 tests()    { "$python" -m pytest -q tests/gpu -p no:cacheprovider -p no:xdist 2>&1 | tee "$work/gpu-tests.txt"; }
-learn()    { "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --minutes "$minutes" --run-minutes 7.5 2>&1 \
-                 | tail -n 50
+learn()    { "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --minutes "$minutes" --run-minutes 7.5 \
+                 ${START:+--start "$START"} 2>&1 | tee -a "$work/$2.txt"
              "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --plot
              "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --export "$work/$2-weights"
              cp "$work/$2"/{log.csv,curves.png,last.json} "$work/$2-weights"; }
 train()    { learn accelerator mini; }
 train_tiled() { learn tiled-accelerator mini-tiled; }
-score()    { for model in mini mini-tiled; do
-                 [ -d "$work/$model-weights" ] || continue
-                 "$python" -m topv.mini.score --model "$work/$model-weights" --device "$device" --questions 2000 \
-                     --batch 256 | tee "$work/score-$model.md"
-             done; }
+ask()      { "$python" -m topv.mini.score --model "$work/$1-weights" --device "$device" --questions 2000 --batch 256 \
+                 --json "$work/score-$1.json" | tee "$work/score-$1.md"; }
+score()    { ask mini; }
+score_tiled() { ask mini-tiled; }
 accuracy() { "$python" benchmarks/accuracy.py --device "$device" --questions 2000 --batch-size 256 --processes 4 \
                  --work "$work/accuracy" --out "$work/accuracy.md"; }
 compare()  { "$python" -m topv compare --device "$device" --report "$work/report.html"; }
@@ -51,7 +51,7 @@ bring()    { [ -z "${OUT:-}" ] && return
              mkdir -p "$OUT"
              tar -cz -C "$work" --exclude=best --exclude='last.safetensors*' . | split -b 15M - "$OUT/results.tar.gz."; }
 
-steps="tests train train_tiled score accuracy compare selection prefill compiled throughput presets"
+steps="tests train train_tiled score score_tiled accuracy compare selection prefill compiled throughput presets"
 if [ $# -eq 0 ]; then
     echo "steps: $steps"
     exit 0

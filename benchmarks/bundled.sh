@@ -14,9 +14,10 @@ python=${PYTHON:-python3}
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$work"
 
-cards()      { "$python" -m topv.mini.score --questions 300 --batch 32 | tee "$work/card-mini.md"
+cards()      { "$python" -m topv.mini.score --questions 300 --batch 32 --json "$work/card-mini.json" \
+                   | tee "$work/card-mini.md"
                "$python" -m topv.mini.score --model src/topv/mini/tiled --questions 300 --batch 32 \
-                   | tee "$work/card-tiled.md"; }
+                   --json "$work/card-tiled.json" | tee "$work/card-tiled.md"; }
 accuracy()   { "$python" benchmarks/accuracy.py --processes "${PROCESSES:-2}" --work "$work/accuracy"; }
 ablations()  { for model in mini tiled; do
                    "$python" -m topv ablate all --model "$model" --work "$work/ablations/$model" \

@@ -42,6 +42,7 @@ def recorded(tmp_path_factory):
         for model in ("mini", "mini-tiled"):
             (work / model / "best").mkdir(parents=True)
             (work / f"{model}-weights").mkdir()
+            (work / f"{model}-weights" / "model-00001-of-00002.safetensors").write_text("x")
             for name in ("log.csv", "curves.png", "last.json", "last.safetensors", "best/model.safetensors"):
                 (work / model / name).write_text("x")
         found = run(script, *steps_of(script, work), WORK=str(work), OUT=str(folder / f"{script}-out"),
@@ -93,5 +94,6 @@ def test_results_are_packed_without_checkpoints(recorded):
     assert [piece.name for piece in pieces] == ["results.tar.gz.aa"]
     with tarfile.open(pieces[0]) as archive:
         names = {name.removeprefix("./") for name in archive.getnames()}
-    assert {"mini/log.csv", "mini-weights/curves.png", "mini-tiled-weights/log.csv"} <= names
-    assert not [name for name in names if "safetensors" in name]
+    exported = "model-00001-of-00002.safetensors"
+    assert {f"mini-weights/{exported}", f"mini-tiled-weights/{exported}", "mini-tiled-weights/log.csv"} <= names
+    assert not [name for name in names if "best" in name or "last.safetensors" in name]

@@ -36,6 +36,20 @@ def test_checkpoint_restores_everything(tmp_path):
     torch.testing.assert_close(other.weight, module.weight, rtol=0, atol=0)
 
 
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    kept = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    save_checkpoint(tmp_path, {"model": kept}, {}, [], {"step": 1})
+    for other in (
+        torch.nn.Sequential(*kept, torch.nn.Linear(2, 2)),
+        kept[:1],
+        torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)),
+    ):
+        before = [parameter.clone() for parameter in other.parameters()]
+        with pytest.raises(ValueError, match=r"another version: model\.[12]\.bias"):
+            load_checkpoint(tmp_path, {"model": other}, {}, [])
+        assert all(map(torch.equal, before, other.parameters()))
+
+
 def test_nothing_to_resume(tmp_path):
     module = torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(module.parameters())
@@ -58,7 +72,7 @@ def test_train_resume_export_plot(tmp_path):
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
     assert steps == sorted(steps)
-    # One schedule over both runs: the rate of the whole training's cosine, which only its end brings to nothing.
+    # One schedule over both runs: the cosine of the whole training, low only at its end.
     rates = {int(row["step"]): float(row["rate"]) for row in rows if row["dense_loss"]}
     assert rates[first["step"]] > 0.2
     assert rates[second["step"]] < 0.03
@@ -66,6 +80,15 @@ def test_train_resume_export_plot(tmp_path):
         Trainer(get_preset("cpu"), run, 1.0)
     with pytest.raises(ValueError, match="began without --start"):
         Trainer(get_preset("tiny"), run, 1.0, start=run / "best")
+    with pytest.raises(ValueError, match="training of seed 0, not 1"):
+        Trainer(get_preset("tiny"), run, 1.0, seed=1)
+    with pytest.raises(ValueError, match="stage 'all', which 60 minutes would take back to 'tower'"):
+        Trainer(get_preset("tiny"), run, 60.0)
+    # What a killed run wrote behind its last checkpoint comes again, and stands in the log once.
+    with (run / "log.csv").open("a") as file:
+        file.write(f"{second['step'] + 1},0.2,all\n")
+    Trainer(get_preset("tiny"), run, 0.25)
+    assert len((run / "log.csv").read_text().splitlines()) == 1 + len(rows)
     export(run, tmp_path / "weights")
     assert (tmp_path / "weights" / "tokenizer.json").is_file()
     assert max(file.stat().st_size for file in (tmp_path / "weights").iterdir()) <= 15e6
@@ -86,11 +109,12 @@ def test_accelerator_preset_keeps_its_budget(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["accelerator", "tiled-accelerator"])
 def test_accelerator_presets_train_and_ship(name, tmp_path, monkeypatch):
-    """Their real shapes, in the smallest batches, on a processor: what is left for the accelerator is speed."""
+    """Their real shapes, in the smallest batches, on a processor, under the attention that an accelerator uses."""
     monkeypatch.setattr("topv.mini.training._VALIDATION_SCENES", 16)
     few = {"tower_batch": 1, "joint_batch": 2, "pages": 1, "answer_tokens": 96, "workers": 1}
     preset = replace(get_preset(name), device="cpu", tower_share=0.05, reading_share=0.05, **few)
     trainer = Trainer(preset, tmp_path / "run", 0.1)
+    trainer.model.set_attn_implementation("sdpa")
     trainer.run()
     assert trainer.state["joint_step"] > 0
     export(tmp_path / "run", tmp_path / "weights")

@@ -46,8 +46,8 @@ class Batch:
 
     Attributes:
         pixels: what the model is shown, uint8 (B + E, ..., side, side, 3); see ``View.pixels``.
-        labels: dense labels of the tower's patches, int64 (B + E, patches, heads).
-        visual_labels: dense labels of the visual tokens, int64 (B + E, tokens, heads).
+        labels: dense labels of the tower's patches, int8 (B + E, patches, heads).
+        visual_labels: dense labels of the visual tokens, int8 (B + E, tokens, heads).
         tokens: int64 (B, A), empty for a tower batch.
         segments: int64 (B, A); 0 is padding, k the k-th question of the row.
         offsets: int64 (B, A); position behind the image prefix.
@@ -59,8 +59,8 @@ class Batch:
     """
 
     pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    visual_labels: NDArray[np.int64]
+    labels: NDArray[np.int8]
+    visual_labels: NDArray[np.int8]
     tokens: NDArray[np.int64]
     segments: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -175,7 +175,8 @@ def draw_batch(
     every = [(scene.canvas, scene.labels) for scene in drawn] + [(sheet, sheet.measure()[1]) for sheet in sheets]
     pixels = np.stack([view.pixels(canvas.image) for canvas, _ in every])
     labels, visual_labels = (
-        np.stack(each) for each in zip(*(view.labels(canvas, dense) for canvas, dense in every), strict=True)
+        np.stack(each).astype(np.int8)
+        for each in zip(*(view.labels(canvas, dense) for canvas, dense in every), strict=True)
     )
     rows = []
     tokenizer = _tokenizer(tokenizer_file) if room else None

@@ -59,18 +59,26 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 def load_checkpoint(
     folder: Path, modules: dict[str, torch.nn.Module], average: dict[str, Tensor], optimizers: list[Any]
 ) -> dict[str, Any] | None:
-    """Restore what ``save_checkpoint`` wrote, in place; None when there is nothing to restore."""
+    """Restore what ``save_checkpoint`` wrote, in place; None when there is nothing to restore.
+
+    Raises:
+        ValueError: the checkpoint holds other weights than the modules, or moments of another shape.
+    """
     state, numbers = read_state(folder), folder / "last.safetensors"
     if state is None:
         return None
     tensors = load_file(numbers)
     for prefix, module in modules.items():
-        own = {n.removeprefix(f"{prefix}."): v for n, v in tensors.items() if n.startswith(f"{prefix}.")}
-        missing = set(module.load_state_dict(own, strict=False).unexpected_keys)
-        if missing:
+        own = {n: v for n, v in tensors.items() if n.startswith(f"{prefix}.")}
+        wanted = _unique(module.state_dict(), prefix)
+        other = sorted({n for n in own.keys() | wanted.keys() if n not in own or n not in wanted
+                        or own[n].shape != wanted[n].shape})  # fmt: skip
+        if other:
             raise ValueError(
-                f"Checkpoint {numbers} has unknown weights {sorted(missing)[:3]}; use an empty --out folder."
+                f"Checkpoint {numbers} was made by another version: {', '.join(other[:3])} differ; use an empty --out"
+                " folder, with --start to begin from its exported weights."
             )
+        module.load_state_dict({n.removeprefix(f"{prefix}."): v for n, v in own.items()}, strict=False)
     for name in average:
         average[name].copy_(tensors[f"average.{name}"])
     for number, optimizer in enumerate(optimizers):

@@ -35,7 +35,7 @@ __all__ = [
     "to_tensors",
 ]
 
-_RARE = {"kind": (0, 0.2), "colour": (0, 0.3), "centre": (0, 0.1)}
+_COMMON = {"kind": (0, 0.2), "colour": (0, 0.3), "centre": (0, 0.1)}
 _SHARES = {"kind": 3.0, "points_to": 0.5, "pointed_from": 0.5, "size": 0.4}
 _SHARPNESS = 14.0
 
@@ -68,8 +68,8 @@ class DenseHeads(nn.Module):
         self.arrow_read = nn.Linear(preset.text_width, 4 * view.cells.grid)
         for head, classes in HEADS.items():
             weight = torch.ones(classes)
-            if head in _RARE:
-                index, value = _RARE[head]
+            if head in _COMMON:
+                index, value = _COMMON[head]
                 weight[index] = value
             self.register_buffer(f"weight_{head}", weight, persistent=False)
         names = [tokenizer.convert_tokens_to_ids(t) for t in (*(f"Ġ{s}" for s in SHAPES), *LETTERS)]
@@ -236,7 +236,7 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def to_tensors(batch: Batch, device: str) -> dict[str, Tensor]:
-    """A batch's arrays as tensors on a device."""
+    """A batch's arrays as tensors on a device, labels widened to int64 there."""
     names = (
         "pixels",
         "labels",
@@ -249,4 +249,5 @@ def to_tensors(batch: Batch, device: str) -> dict[str, Tensor]:
         "mentions",
         "ranks",
     )
-    return {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}
+    tensors = {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}
+    return {name: tensor.long() if tensor.dtype == torch.int8 else tensor for name, tensor in tensors.items()}

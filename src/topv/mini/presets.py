@@ -16,8 +16,8 @@ class Preset:
 
     ``tiles`` is the number of tiles along each side of an image, 1 for an image shown whole.
     Times are shares: ``tower_share`` of the minutes given go to the vision tower alone. ``answer_tokens`` is
-    the room for questions and answers behind each image, ``pages`` the number of pages of letters that only
-    the tower learns from in a joint step.
+    the room for questions and answers behind each image, ``pages`` the number of pages of letters and diagrams that
+    only the tower learns from in each step.
     """
 
     name: str
@@ -57,7 +57,10 @@ class Preset:
         return View(self.geometry) if self.tiles == 1 else Tiles(self.geometry, self.tiles)
 
     def continued(self) -> Preset:
-        """The schedule for going on from trained weights: half the rates, and half the time for the tower alone."""
+        """The schedule for going on from trained weights.
+
+        Half the rates once everything is trained together, and half the time for the tower alone.
+        """
         return replace(
             self,
             tower_share=self.tower_share / 2,

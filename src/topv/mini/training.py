@@ -26,6 +26,7 @@ __all__ = ["Trainer", "prepare_processor"]
 
 _VALIDATION_SCENES = 96
 _EARLY_READING = 0.25
+_STAGES = ("tower", "objects", "all")
 _COLUMNS = (
     "step",
     "minutes",
@@ -76,7 +77,7 @@ class Trainer:
     Args:
         preset: sizes and schedule.
         out: folder for tokenizer, checkpoints, the log and the best weights.
-        minutes: length of the whole training; the learning rate falls to zero at its end.
+        minutes: length of the whole training; the learning rate falls to a fiftieth at its end.
         seed: of the initial weights.
         start: folder of a trained model whose weights to begin with, of the same preset or one that
             ``Architecture.begin`` can take over from; the schedule is then ``Preset.continued``.
@@ -110,9 +111,13 @@ class Trainer:
         self.optimizers = self._optimizers()
         self.state: dict[str, Any] = {
             "step": 0, "joint_step": 0, "scene": 0, "seconds": 0.0, "best": -1.0, "seed": seed, "preset": preset.name,
-            "continued": start is not None,
+            "stage": "tower", "continued": start is not None,
         }  # fmt: skip
         held = read_state(out)
+        if held is not None and not held.keys() >= self.state.keys():
+            raise ValueError(
+                f"{out} holds a training of another version; --start from its exported weights in another --out."
+            )
         if held is not None and held["preset"] != preset.name:
             raise ValueError(
                 f"{out} holds a training of preset {held['preset']!r}, not {preset.name!r}; use another --out."
@@ -122,7 +127,16 @@ class Trainer:
                 f"{out} holds a training that began {'with' if held['continued'] else 'without'} --start; go on with"
                 " the same command, or use another --out."
             )
+        if held is not None and held["seed"] != seed:
+            raise ValueError(f"{out} holds a training of seed {held['seed']}, not {seed}; use another --out.")
         self.state = load_checkpoint(out, self._modules(), self.average, self.optimizers) or self.state
+        if held is not None and _STAGES.index(self.stage) < _STAGES.index(held["stage"]):
+            raise ValueError(
+                f"{out} holds a training in stage {held['stage']!r}, which {minutes:g} minutes would take back to"
+                f" {self.stage!r}; give fewer --minutes, or use another --out."
+            )
+        if held is not None:
+            self._forget_after(held["step"])
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"model": self.model, "heads": self.heads}
@@ -207,9 +221,9 @@ class Trainer:
             orders = rank_loss(self.heads, early, held["ranks"])
             loss = loss + answers + nouns + orders
             measured |= {"answer_loss": answers.item(), "noun_loss": nouns.item(), "rank_loss": orders.item()}
-        if not math.isfinite(measured["dense_loss"] + measured.get("answer_loss", 0.0)):
+        if not math.isfinite(sum(measured.values())):
             raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state['step']}; restart from the last checkpoint with a"
+                f"The losses are {measured} at step {self.state['step']}; restart from the last checkpoint with a"
                 " lower learning rate in the preset."
             )
         for optimizer in self.optimizers:
@@ -243,6 +257,7 @@ class Trainer:
         return accuracy
 
     def save(self) -> None:
+        self.state["stage"] = self.stage
         save_checkpoint(self.out, self._modules(), self.average, self.optimizers, self.state)
 
     def run(self, log_seconds: float = 20.0, validate_seconds: float = 240.0, run_seconds: float = math.inf) -> None:
@@ -256,6 +271,9 @@ class Trainer:
         if run_seconds <= 0:
             raise ValueError(f"A run of {run_seconds} seconds; expected a number above 0.")
         self.run_ends = self.state["seconds"] + run_seconds
+        if crew.rank() == 0:
+            reached = f"goes on at step {self.state['step']}, minute {self.state['seconds'] / 60:.1f}"
+            print(f"training of {self.minutes:g} minutes {reached if self.state['step'] else 'begins'}", flush=True)
         preset, tokenizer_file = self.preset, str(self.out / "processor" / "tokenizer.json")
         held_out = [
             draw_batch(tokenizer_file, "validation", first, 16, preset.view, 320)
@@ -278,7 +296,7 @@ class Trainer:
             self._run_stage(source, stage, size * crew.world(), held_out, log_seconds, validate_seconds)
             source.close()
         if crew.rank() == 0:
-            self._log(self._validate(held_out), 0.0)
+            self._log(self._validate(held_out), self._set_rates())
             self.save()
 
     def _run_stage(
@@ -313,6 +331,17 @@ class Trainer:
                     validated = time.monotonic()
             if over:
                 return
+
+    def _forget_after(self, step: int) -> None:
+        """Take from the log what a killed run wrote behind its last checkpoint, since it comes again."""
+        path = self.out / "log.csv"
+        if crew.rank() == 0 and path.is_file():
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, _COLUMNS, restval="")
+                writer.writeheader()
+                writer.writerows(row for row in rows if int(row["step"]) <= step)
 
     def _log(self, row: dict[str, float], factor: float) -> None:
         path = self.out / "log.csv"
