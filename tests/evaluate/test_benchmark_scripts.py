@@ -1,6 +1,7 @@
 """The scripts that run benchmarks one after another: their steps, and that every command they give can be read."""
 
 import argparse
+import importlib
 import os
 import re
 import runpy
@@ -61,6 +62,14 @@ def test_steps_are_listed_and_known(script, tmp_path):
     assert "unknown step" in refused.stderr
 
 
+def start(name, *arguments):
+    """What Python would start: a module's main behind -m, else a file."""
+    if name == "-m":
+        importlib.import_module(arguments[0]).main(arguments[1:])
+    else:
+        runpy.run_path(name, run_name="__main__")
+
+
 class Parsed(Exception):
     """Raised in place of the work behind a command line."""
 
@@ -80,13 +89,11 @@ def test_every_command_is_understood(recorded, monkeypatch):
         if command[:2] == ["-m", "topv"]:
             parse(command[2:])
         elif command[:2] != ["-m", "pytest"]:
-            module = command[0] == "-m"
-            start = runpy.run_module if module else runpy.run_path
             with monkeypatch.context() as patched:
                 patched.setattr(argparse.ArgumentParser, "parse_args", stop)
-                patched.setattr(sys, "argv", command[module:])
+                patched.setattr(sys, "argv", command)
                 with pytest.raises(Parsed):
-                    start(command[module], run_name="__main__")
+                    start(*command)
 
 
 def test_results_are_packed_without_checkpoints(recorded):
