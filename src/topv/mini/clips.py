@@ -1,7 +1,7 @@
 """Clips: a scene's objects over several frames, some moving, one in a single frame, with questions about all of it.
 
-A clip is the same for the same seed, split and number of frames on every machine. What does not move is the same to the
-pixel in every frame.
+A clip is the same for the same seed, split and number of frames on every machine with the same Pillow. What does not
+move is the same to the pixel in every frame.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from topv.mini.fonts import cap_height, load_font
 from topv.mini.randomness import Stream
 from topv.mini.words import LETTERS
 
-__all__ = ["compose_diagram"]
+__all__ = ["compose_diagram", "sector"]
 
 _PAPERS = ((246, 246, 240), (255, 250, 205), (214, 236, 255), (226, 250, 220), (255, 224, 222))
 _INK, _CHALK = (14, 14, 18), (250, 250, 250)

@@ -1,4 +1,4 @@
-"""Pages full of letters, from which the tower alone learns to read.
+"""Pages full of letters, and diagrams, from which the tower alone learns to read and to follow arrows.
 
 A scene shows a dozen letters, a page a hundred: reading is what takes longest to learn, and pages make it several
 times faster. They ask no questions and belong to no split.
@@ -24,7 +24,7 @@ _DARK = ("black", "blue", "purple")
 
 
 def draw_page(seed: int, geometry: Geometry) -> Canvas:
-    """Draw one page; its image and ``Canvas.measure`` say what a scene's do."""
+    """Draw one page, every third a diagram; its image and ``Canvas.measure`` say what a scene's do."""
     stream = Stream(_SEED_MARK, seed)
     background = draw_background(stream, stream.choice(tuple(TRAIN_BACKGROUNDS)), geometry.size)
     canvas = Canvas(geometry, background)

@@ -135,8 +135,6 @@ class Trainer:
                 f"{out} holds a training in stage {held['stage']!r}, which {minutes:g} minutes would take back to"
                 f" {self.stage!r}; give fewer --minutes, or use another --out."
             )
-        if held is not None:
-            self._forget_after(held["step"])
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"model": self.model, "heads": self.heads}
@@ -272,6 +270,7 @@ class Trainer:
             raise ValueError(f"A run of {run_seconds} seconds; expected a number above 0.")
         self.run_ends = self.state["seconds"] + run_seconds
         if crew.rank() == 0:
+            self._forget_after(self.state["step"])
             reached = f"goes on at step {self.state['step']}, minute {self.state['seconds'] / 60:.1f}"
             print(f"training of {self.minutes:g} minutes {reached if self.state['step'] else 'begins'}", flush=True)
         preset, tokenizer_file = self.preset, str(self.out / "processor" / "tokenizer.json")
@@ -335,7 +334,7 @@ class Trainer:
     def _forget_after(self, step: int) -> None:
         """Take from the log what a killed run wrote behind its last checkpoint, since it comes again."""
         path = self.out / "log.csv"
-        if crew.rank() == 0 and path.is_file():
+        if path.is_file():
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             with path.open("w", newline="") as file:
