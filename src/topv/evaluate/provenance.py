@@ -20,7 +20,7 @@ _LOOKED_AT = 1024
 
 
 def provenance(command: Sequence[str], model: Any, *, split: str, questions: int) -> str:
-    """Markdown lines naming the command, the model, the data, the versions and the device.
+    """Markdown lines naming the command, the model and its weights, the data, the versions and the device.
 
     Args:
         command: the command line.
@@ -36,6 +36,7 @@ def provenance(command: Sequence[str], model: Any, *, split: str, questions: int
         [
             f"- Command: `{shlex.join(command)}`",
             f"- Model: {type(model).__name__}, {parameters / 1e6:.1f} M parameters, {dtype}",
+            f"- Weights: digest {weights_digest(model)}",
             f"- Questions: {questions} of the {split} split",
             f"- Versions: {versions}; {environment.device_name(model.device)}",
             f"- Date: {datetime.datetime.now(datetime.timezone.utc).date().isoformat()}",

@@ -66,5 +66,5 @@ class Llava(Architecture):
 
     def see(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scaled = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-        hidden = model.model.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-1][:, 1:]
+        hidden = model.model.vision_tower(pixel_values=scaled).last_hidden_state[:, 1:]
         return hidden, model.model.multi_modal_projector(hidden)

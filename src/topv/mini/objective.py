@@ -32,6 +32,7 @@ __all__ = [
     "mention_loss",
     "packed_mask",
     "rank_loss",
+    "run_layers",
     "to_tensors",
 ]
 
@@ -176,17 +177,41 @@ def decode(
     prefix = first + patches + len(frame.after)
     embeds = torch.cat([opening, visual.to(opening.dtype), closing, embed(tokens)], dim=1)
     front = torch.arange(prefix, device=tokens.device).expand(rows, prefix)
-    out = model.model.language_model(
-        inputs_embeds=embeds,
-        attention_mask=packed_mask(segments, prefix, dtype),
-        position_ids=torch.cat([front, offsets + prefix], dim=1),
-        use_cache=False,
-        output_hidden_states=True,
-        **({"prefix": prefix} if model.config.text_config._attn_implementation == TRAINING_ATTENTION else {}),
+    hidden, kept = run_layers(
+        model.model.language_model,
+        embeds,
+        packed_mask(segments, prefix, dtype),
+        torch.cat([front, offsets + prefix], dim=1),
+        prefix,
     )
-    layers = model.config.text_config.num_hidden_layers
-    middle, early = out.hidden_states[layers // 2], out.hidden_states[max(1, layers // 3)]
-    return model.lm_head(out.last_hidden_state[:, prefix:]), middle[:, prefix:], early[:, first : first + patches]
+    middle, early = kept
+    return model.lm_head(hidden[:, prefix:]), middle[:, prefix:], early[:, first : first + patches]
+
+
+def run_layers(
+    decoder: Any, hidden: Tensor, mask: Tensor, positions: Tensor, prefix: int
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A Llama decoder's layers one after another, without the hooks by which transformers collects hidden states.
+
+    Those hooks cut a compiled layer in four.
+
+    Args:
+        hidden: (B, S, text width).
+        mask: additive (B, 1, S, S).
+        positions: int64 (B, S).
+        prefix: leading positions that attend to nothing behind the prefix.
+
+    Returns:
+        What leaves the last norm, and what enters the layers half-way and a third of the way up.
+    """
+    layers = decoder.layers
+    rotary = decoder.rotary_emb(hidden, position_ids=positions)
+    more = {"prefix": prefix} if decoder.config._attn_implementation == TRAINING_ATTENTION else {}
+    entering = []
+    for layer in layers:
+        entering.append(hidden)
+        hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary, **more)
+    return decoder.norm(hidden), (entering[len(layers) // 2], entering[max(1, len(layers) // 3)])
 
 
 def answer_logits(

@@ -42,7 +42,8 @@ def validate(
     model.eval()
     for batch in batches:
         held = to_tensors(batch, device)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        # Compiled layers would be compiled anew for every length that is validated on.
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32), torch.compiler.set_stance("force_eager"):
             _, visual = architecture.see(model, held["pixels"])
             logits = answer_logits(model, visual, held["tokens"], held["segments"], held["offsets"], dtype, frame)
         for task, matched in exact_matches(logits, batch).items():
