@@ -18,7 +18,8 @@ cards()      { "$python" -m topv.mini.score --questions 300 --batch 32 --json "$
                    | tee "$work/card-mini.md"
                "$python" -m topv.mini.score --model src/topv/mini/tiled --questions 300 --batch 32 \
                    --json "$work/card-tiled.json" | tee "$work/card-tiled.md"; }
-accuracy()   { "$python" benchmarks/accuracy.py --processes "${PROCESSES:-2}" --work "$work/accuracy"; }
+accuracy()   { "$python" benchmarks/accuracy.py --questions "${QUESTIONS:-200}" --processes "${PROCESSES:-2}" \
+                   --work "$work/accuracy"; }
 ablations()  { for model in mini tiled; do
                    "$python" -m topv ablate all --model "$model" --work "$work/ablations/$model" \
                        --out "docs/results/ablations-$model.md" --plot "docs/results/ablations-$model"
