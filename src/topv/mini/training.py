@@ -79,7 +79,7 @@ def _compile_layers(model: Any) -> None:
 
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
+            module.forward = torch.compile(module.forward, dynamic=False)
 
 
 class Trainer:
