@@ -86,7 +86,9 @@ def test_pairs_that_just_miss_the_repair_are_right_too() -> None:
     ratio = (difference.square() / (a[:, None] + b)).diagonal()
     assert ratio.min() > module.NEAR, "none is repaired"
     assert ratio.max() < 1.5 * module.NEAR
-    torch.testing.assert_close(measured(source, target), difference, rtol=1e-5, atol=0)
+    # How near the bound it comes hangs on the order in which a processor sums.
+    stated = 2048**0.5 * U / (2 * module.NEAR)
+    torch.testing.assert_close(measured(source, target), difference, rtol=stated, atol=0)
 
 
 @pytest.mark.parametrize(("clusters", "doubled"), [(1, True), (2, True), (96, False)])

@@ -87,7 +87,9 @@ def test_a_token_is_explained(finished: Snapshot) -> None:
         assert "Click a token" in contribution_panel(view, topv, 0, outside)
 
 
-def test_answers_stream(model: tuple[Any, Any]) -> None:
+def test_answers_stream(model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A quick processor writes the whole answer between two looks of the usual distance.
+    monkeypatch.setattr("topv.ui.comparing._SECONDS_BETWEEN_LOOKS", 0.002)
     comparer, stop = Comparer(*model, "mini"), threading.Event()
     question = Subject(SUBJECT.image, "", "describe the picture in detail.")
     texts = []
