@@ -14,6 +14,7 @@ from transformers.distributed import DistributedConfig
 import topv
 from ecosystem.bench import KEEP, Bench
 from topv.probe.recipes import recipes
+from topv.runtime.arguments import output_cache
 
 __all__ = ["main"]
 
@@ -36,7 +37,7 @@ def main(folder: Path, rank: int, world: int) -> None:
         ).eval()
         inputs = tiny.prompt()
         run = tiny.generate(inputs)
-        found = {"logits": run.logits, "TopV": run.kept, "keys": run.out.past_key_values.layers[-1].keys.shape}
+        found = {"logits": run.logits, "TopV": run.kept, "keys": output_cache(run.out).layers[-1].keys.shape}
         with torch.no_grad(), topv.prune(tiny.model, topv.FastV(keep=KEEP)) as pruning:
             tiny.model(**inputs)
             found["FastV"] = pruning.kept_positions[0]

@@ -13,7 +13,9 @@ from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 import topv
 from ecosystem.bench import KEEP, STEPS, Bench, bench, relative_error
+from kv_caches import with_cache
 from topv.probe.reference import extended
+from topv.runtime.arguments import output_cache
 
 FAMILIES = ["llava", "llava_next", "qwen2_5_vl", "gemma3", "qwen3_5", "lfm2_vl"]
 MIXED = ["gemma3", "qwen3_5", "lfm2_vl"]
@@ -26,7 +28,7 @@ def test_static_cache_by_name(name: str) -> None:
     tiny = bench(name)
     inputs = tiny.prompt()
     run = tiny.generate(inputs, cache_implementation="static")
-    assert isinstance(run.out.past_key_values, StaticCache)
+    assert isinstance(output_cache(run.out), StaticCache)
     tiny.check(run)
 
 
@@ -46,7 +48,7 @@ def test_static_cache_with_short_layers(name: str, backend: str) -> None:
         if type(cache.layers[index]) is StaticLayer:
             cache.layers[index] = StaticLayer(max_cache_len=length - dropped)
             short += 1
-    run = tiny.generate(inputs, past_key_values=cache)
+    run = tiny.generate(inputs, **with_cache(cache))
     assert short, "the model has such layers"
     tiny.check(run)
     full = [layer for layer in cache.layers if type(layer) is StaticLayer]
@@ -76,14 +78,14 @@ def test_a_prefix_is_continued_many_times(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     turns = [torch.randint(32, 192, (1, size), generator=generator) for size in (4, 9, 4)]
     with torch.no_grad(), topv.prune(tiny.model, topv.TopV(keep=KEEP)):
-        prefix = tiny.model(**inputs, use_cache=True).past_key_values
+        prefix = output_cache(tiny.model(**inputs, use_cache=True))
         lengths = [layer.get_seq_length() for layer in prefix.layers if hasattr(layer, "get_seq_length")]
         outs = []
         for turn in turns:
             ids = torch.cat([inputs["input_ids"], turn], 1)
             whole = extended(inputs, ids, tiny.recipe.continuation)
             whole = {n: v for n, v in whole.items() if v is None or not n.startswith(("pixel", "image_", "spatial"))}
-            out = tiny.model.generate(**whole, past_key_values=copy.deepcopy(prefix), **tiny.arguments(4))
+            out = tiny.model.generate(**whole, **with_cache(copy.deepcopy(prefix)), **tiny.arguments(4))
             outs.append((ids, out))
         assert lengths == [layer.get_seq_length() for layer in prefix.layers if hasattr(layer, "get_seq_length")]
     run = tiny.generate(inputs, steps=1)
@@ -122,7 +124,7 @@ def test_quantized_cache(name: str, settings: dict[str, Any], tolerance: float) 
     assert relative_error(run.logits, want) <= tolerance
     length = inputs["input_ids"].shape[1] + STEPS - 1
     dropped = int(run.visual.sum()) - len(run.kept)
-    held = [layer.get_seq_length() for layer in run.out.past_key_values.layers]
+    held = [layer.get_seq_length() for layer in output_cache(run.out).layers]
     assert held == [length - dropped * (index >= run.layer) for index in range(len(held))]
 
 
@@ -157,6 +159,6 @@ def test_offloaded_cache_without_cuda_is_transformers_own_refusal() -> None:
 def test_a_cache_passed_in_keeps_its_kind() -> None:
     tiny = bench("gemma3")
     cache = DynamicCache(config=tiny.model.config.get_text_config())
-    run = tiny.generate(tiny.prompt(), past_key_values=cache)
-    assert run.out.past_key_values is cache
+    run = tiny.generate(tiny.prompt(), **with_cache(cache))
+    assert output_cache(run.out) is cache
     tiny.check(run)

@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
 import topv
+from kv_caches import with_cache
 from reference import relative_error
 from tiny_models import prompt, tiny_llava
 
@@ -55,9 +56,9 @@ def decode(model: Any, inputs: dict[str, torch.Tensor], *, compiled: bool) -> St
     cache = StaticCache(config=model.config.text_config, max_cache_len=96)
     steps = Steps([], 0, [])
     with torch.no_grad():
-        token = model(**inputs, past_key_values=cache).logits[:, -1:].argmax(-1)
+        token = model(**inputs, **with_cache(cache)).logits[:, -1:].argmax(-1)
         for _ in range(STEPS):
-            logits = call(input_ids=token, past_key_values=cache).logits
+            logits = call(input_ids=token, **with_cache(cache)).logits
             token = logits[:, -1:].argmax(-1)
             steps.logits.append(logits)
             steps.graphs.append(graphs())

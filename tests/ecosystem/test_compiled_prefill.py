@@ -12,7 +12,9 @@ from torch._dynamo.utils import counters
 
 import topv
 from ecosystem.bench import bench, relative_error
+from kv_caches import with_cache
 from topv.errors import InputError
+from topv.runtime.arguments import output_cache
 
 SINGLE = [[7, "image", 6]]
 RAGGED = [[7, "image", 6], [4, "image", 3, "image", 5]]
@@ -63,7 +65,7 @@ def test_one_graph_is_exact(name: str, samples: list[Any], method: topv.Method) 
     assert graphs() == 1
     assert torch.equal(compiled.logits.isnan(), plain.logits.isnan())
     assert relative_error(compiled.logits.nan_to_num(), plain.logits.nan_to_num()) <= 1e-5
-    for got, want in zip(compiled.past_key_values.layers, plain.past_key_values.layers, strict=True):
+    for got, want in zip(output_cache(compiled).layers, output_cache(plain).layers, strict=True):
         assert relative_error(got.keys, want.keys) <= 1e-5
         assert got.values.shape == want.values.shape
     assert after.report() == before.report()
@@ -99,11 +101,11 @@ def test_generation_with_a_cache_of_the_right_lengths(samples: list[Any]) -> Non
         pruning.compile_prefill(backend="eager")
         cache = pruning.static_cache(inputs, max_new_tokens=6)
         address = cache.layers[0].keys.data_ptr()
-        got = tiny.model.generate(**inputs, **tiny.arguments(past_key_values=cache))
+        got = tiny.model.generate(**inputs, **tiny.arguments(**with_cache(cache)))
         report = pruning.report()
     assert torch.equal(got.sequences, want.sequences)
     assert relative_error(torch.stack(got.logits), torch.stack(want.logits)) <= 1e-5
-    whole, short = inputs["input_ids"].shape[1], want.past_key_values.layers[-1].keys.shape[2] - 5
+    whole, short = inputs["input_ids"].shape[1], output_cache(want).layers[-1].keys.shape[2] - 5
     assert short < whole
     assert [layer.keys.shape[2] for layer in cache.layers] == [whole + 6] * 2 + [short + 6] * (report.depth - 2)
     assert cache.layers[0].keys.data_ptr() == address
@@ -130,13 +132,13 @@ def test_what_is_not_pruned_runs_as_ever() -> None:
             assert torch.equal(tiny.model(**text).logits, want)
             assert graphs() == 0
             # A prompt that continues a cache is pruned without the graph.
-            cache = tiny.model(**text, use_cache=True).past_key_values
+            cache = output_cache(tiny.model(**text, use_cache=True))
             turn = tiny.prompt(SINGLE)
             turn["attention_mask"] = torch.ones(1, 10 + turn["input_ids"].shape[1], dtype=torch.long)
             again = copy.deepcopy(cache)
-            got = tiny.model(**turn, past_key_values=cache).logits
+            got = tiny.model(**turn, **with_cache(cache)).logits
         with topv.prune(tiny.model, TOPV):
-            assert relative_error(got.nan_to_num(), tiny.model(**turn, past_key_values=again).logits.nan_to_num()) == 0
+            assert relative_error(got.nan_to_num(), tiny.model(**turn, **with_cache(again)).logits.nan_to_num()) == 0
         assert "forward" not in vars(tiny.model.model.language_model)
 
 

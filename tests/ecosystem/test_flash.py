@@ -14,6 +14,7 @@ from transformers.masking_utils import flash_attention_mask
 
 import topv
 from ecosystem.bench import Bench
+from kv_caches import with_cache
 
 NAME = "flash_recorder"
 BATCH: list[list[int | str]] = [[3, "image", 4], [2, "wide", 3]]
@@ -62,12 +63,12 @@ def test_second_turn_with_a_new_image(recorded: tuple[Bench, list[dict[str, Any]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad(), topv.prune(tiny.model, topv.TopV(keep=0.5)) as pruning:
         cache = DynamicCache(config=tiny.model.config.get_text_config())
-        tiny.model(**inputs, position_ids=positions[:, :length], past_key_values=cache)
+        tiny.model(**inputs, position_ids=positions[:, :length], **with_cache(cache))
         dropped = [dropped_tokens(pruning, row) for row in range(len(samples))]
         held = cache.layers[2].keys.shape[-2]
         calls.clear()
         turn |= {"attention_mask": mask, "position_ids": positions[:, length:]}
-        tiny.model(**turn, past_key_values=cache)
+        tiny.model(**turn, **with_cache(cache))
         again = [dropped_tokens(pruning, row) for row in range(len(samples))]
     assert [call["layer"] for call in calls] == [0, 1, 2, 3, 4]
     assert len(set(again)) == 1, "the new images are of one size"

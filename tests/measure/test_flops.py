@@ -10,12 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import topv
+from kv_caches import with_cache
 from module_snapshot import snapshot
 from tiny_models import TOKENS, prompt, shared_llava, tiny_llava
 from topv.errors import InputError, UnsupportedError
 from topv.measure import FlopsCount, count_decoder, count_flops
 from topv.models import family_of
 from topv.probe.recipes import recipes
+from topv.runtime.arguments import output_cache
 from topv.runtime.compaction import Choice
 from topv.runtime.stage import Stage
 
@@ -184,6 +186,6 @@ def test_other_inputs_than_those_that_ran() -> None:
     with pytest.raises(InputError, match="1 x 43"):
         count_flops(model, prompt([[5, "image", 4]]), pruning=pruning)
     with torch.no_grad():
-        cache = model(**prompt([[3, "image", 4]]), use_cache=True).past_key_values
+        cache = output_cache(model(**prompt([[3, "image", 4]]), use_cache=True))
     with pytest.raises(InputError, match="KV cache"):
-        count_flops(model, {**prompt([[3]]), "past_key_values": cache})
+        count_flops(model, {**prompt([[3]]), **with_cache(cache)})

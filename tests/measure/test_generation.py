@@ -11,6 +11,7 @@ from topv.errors import InputError, UnsupportedError
 from topv.measure import PrefillProbe, kv_cache_bytes, time_generation
 from topv.methods import TopV, Uniform
 from topv.runtime import prune
+from topv.runtime.arguments import output_cache
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_what_is_timed_is_what_generate_runs(model, inputs):
     calls = []
 
     def record(module, args, kwargs, output):
-        calls.append((kwargs["input_ids"], output.past_key_values.get_seq_length(4)))
+        calls.append((kwargs["input_ids"], output_cache(output).get_seq_length(4)))
 
     method = TopV(keep=0.25)
     handle = model.register_forward_hook(record, with_kwargs=True)
@@ -81,7 +82,7 @@ def test_the_probe_reads_the_cache_of_the_prefill(model, inputs):
     assert probe.kv_bytes == pruning.report().kv_bytes < pruning.report().kv_bytes_unpruned
     with PrefillProbe(model) as probe, torch.inference_mode():
         output = model(**inputs, use_cache=True)
-    assert probe.kv_bytes == kv_cache_bytes(output.past_key_values) == pruning.report().kv_bytes_unpruned
+    assert probe.kv_bytes == kv_cache_bytes(output_cache(output)) == pruning.report().kv_bytes_unpruned
     assert snapshot(model) == before
 
 

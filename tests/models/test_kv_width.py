@@ -10,6 +10,7 @@ import torch
 import topv
 from architectures import recipe_of
 from topv.models import family_of
+from topv.runtime.arguments import output_cache
 
 # Grouped queries, heads that differ by layer, borrowed keys, keys that are values too, latent keys, fused qkv,
 # recurrent layers, a cache of its own.
@@ -41,7 +42,7 @@ def test_widths_and_reported_bytes_are_the_caches(name: str) -> None:
     model = recipe.build()
     inputs = recipe.prompt(model, [[3, "image", 4]])
     with torch.no_grad(), topv.prune(model, topv.Random(keep=0.5)) as pruning:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
     widths = family_of(model).kv_widths
     for index, width in enumerate(widths):
         held = states(cache.layers[index]) if index < len(cache.layers) else []

@@ -9,12 +9,14 @@ import torch
 
 import topv
 from architectures import recipe_of
+from kv_caches import with_cache
 from topv.models import family_of
 from topv.models.llama4 import Llama4
 from topv.models.reasons import REASONS
 from topv.probe.probe import probe
 from topv.probe.recipe import Recipe
 from topv.probe.reference import extended, masked_logits, relative_error
+from topv.runtime.arguments import output_cache
 
 EXACT = [
     "llama4",
@@ -107,7 +109,7 @@ def test_llama4_continues_a_pruned_cache_exactly() -> None:
         first = model(**inputs, use_cache=True)
         kept, visual = pruning.kept_positions[0], visual_columns(pruning, inputs["input_ids"])[0]
         mask = whole["attention_mask"]
-        second = model(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values, use_cache=True)
+        second = model(input_ids=more, attention_mask=mask, **with_cache(output_cache(first)), use_cache=True)
     want = masked_logits(model, family_of(model), whole, kept, visual, 2)[:, -5:]
     assert relative_error(second.logits, want) < 1e-5
 

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 import topv
+from kv_caches import with_cache
 from module_snapshot import snapshot
 from tiny_models import prompt, shared_llava, tiny_llava
 from topv.runtime.forward import current_forward
@@ -77,7 +78,7 @@ def test_an_exception_in_the_middle_leaves_nothing() -> None:
             handle = place.register_forward_hook(explode)
             cache = DynamicCache(config=model.config.text_config)
             with pytest.raises(Boom):
-                model(**inputs, past_key_values=cache)
+                model(**inputs, **with_cache(cache))
             handle.remove()
             assert current_forward() is None
             assert torch.equal(model(**inputs).logits.nan_to_num(), want.nan_to_num())
@@ -125,13 +126,13 @@ def test_interleaved_generations() -> None:
         cache = DynamicCache(config=model.config.text_config)
         mask = inputs["attention_mask"]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        out = model(**inputs, past_key_values=cache, position_ids=positions)
+        out = model(**inputs, **with_cache(cache), position_ids=positions)
         for _ in range(6):
             token = out.logits[:, -1:].argmax(-1)
             yield token
             mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
             positions = mask.sum(1, keepdim=True) - 1
-            out = model(input_ids=token, attention_mask=mask, past_key_values=cache, position_ids=positions)
+            out = model(input_ids=token, attention_mask=mask, **with_cache(cache), position_ids=positions)
 
     with topv.prune(model, topv.TopV(keep=0.5)), torch.no_grad():
         alone = [torch.cat(list(steps(inputs)), 1) for inputs in (first, second)]

@@ -11,8 +11,10 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 import topv
+from kv_caches import with_cache
 from reference import masked_forward, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, prompt, shared_llava
+from topv.runtime.arguments import output_cache
 
 SINGLE = [[3, "image", 4]]
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]
@@ -22,7 +24,7 @@ METHODS = [topv.TopV(keep=0.5), topv.FastV(keep=0.25), topv.VTW(), topv.Uniform(
 def generate(model: Any, inputs: Any, cache: Any, steps: int = 4) -> Any:
     return model.generate(
         **inputs,
-        past_key_values=cache,
+        **with_cache(cache),
         max_new_tokens=steps,
         do_sample=False,
         return_dict_in_generate=True,
@@ -71,7 +73,7 @@ def test_second_turn_with_text(method: topv.Method, backend: str, samples: Any) 
         first = generate(model, inputs, DynamicCache(config=model.config.text_config))
         kept = pruning.kept_positions
         whole = second_turn(first, inputs, turn)
-        out = generate(model, whole, first.past_key_values)
+        out = generate(model, whole, output_cache(first))
     hidden = pruned_columns(inputs, kept, IMAGE_TOKEN)
     check(model, whole, inputs["pixel_values"], hidden, pruning.layer, out)
 
@@ -86,7 +88,7 @@ def test_second_turn_with_a_new_image(method: topv.Method, backend: str, samples
         first = generate(model, inputs, DynamicCache(config=model.config.text_config))
         kept_first = pruning.kept_positions
         whole = second_turn(first, inputs, turn)
-        out = generate(model, whole, first.past_key_values)
+        out = generate(model, whole, output_cache(first))
         kept_second = pruning.kept_positions
     start = first.sequences.shape[1] - 1
     for sample, kept in enumerate(kept_second):
@@ -109,7 +111,7 @@ def test_an_image_after_an_unpruned_prefix() -> None:
     turn = prompt(SINGLE, seed=1)
     whole = second_turn(first, inputs, turn)
     with topv.prune(model, topv.TopV(keep=0.5)) as pruning:
-        out = generate(model, whole, first.past_key_values)
+        out = generate(model, whole, output_cache(first))
     hidden = pruned_columns(whole, pruning.kept_positions, IMAGE_TOKEN)
     check(model, whole, turn["pixel_values"], hidden, 2, out)
 
@@ -117,7 +119,7 @@ def test_an_image_after_an_unpruned_prefix() -> None:
 def test_a_copied_cache_continues_twice() -> None:
     model, inputs = shared_llava(), prompt(BATCH)
     with topv.prune(model, topv.TopV(keep=0.5)) as pruning, torch.no_grad():
-        prefix = model(**inputs, use_cache=True).past_key_values
+        prefix = output_cache(model(**inputs, use_cache=True))
         kept = pruning.kept_positions
         hidden = pruned_columns(inputs, kept, IMAGE_TOKEN)
         lengths = [layer.keys.shape[-2] for layer in prefix.layers]
@@ -153,11 +155,11 @@ def test_cropped_answer_is_forgotten() -> None:
     model, inputs = shared_llava(), prompt(SINGLE)
     turn = prompt([[5]], seed=1)
     with topv.prune(model, topv.TopV(keep=0.5)), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
-        want = model(input_ids=turn["input_ids"], past_key_values=copy.deepcopy(cache)).logits
-        model(input_ids=torch.tensor([[20, 21, 22]]), past_key_values=cache)
+        cache = output_cache(model(**inputs, use_cache=True))
+        want = model(input_ids=turn["input_ids"], **with_cache(copy.deepcopy(cache))).logits
+        model(input_ids=torch.tensor([[20, 21, 22]]), **with_cache(cache))
         cache.crop(-3)
-        got = model(input_ids=turn["input_ids"], past_key_values=cache).logits
+        got = model(input_ids=turn["input_ids"], **with_cache(cache)).logits
     assert torch.equal(got, want)
 
 
@@ -167,16 +169,16 @@ def test_crop_into_the_question_and_into_the_image() -> None:
     turn = prompt([[5]], seed=1)["input_ids"]
     method = topv.TopV(keep=0.5)
     with topv.prune(model, method), torch.no_grad():
-        want = model(input_ids=turn, past_key_values=model(**shorter, use_cache=True).past_key_values).logits
-        cache = model(**inputs, use_cache=True).past_key_values
+        want = model(input_ids=turn, **with_cache(output_cache(model(**shorter, use_cache=True)))).logits
+        cache = output_cache(model(**inputs, use_cache=True))
         cache.crop(-2)
-        got = model(input_ids=turn, past_key_values=cache).logits
+        got = model(input_ids=turn, **with_cache(cache)).logits
         assert relative_error(got, want) <= 1e-5
 
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
         cache.crop(-6)
         with pytest.raises(topv.CacheError, match="into the pruned part of the prompt"):
-            model(input_ids=turn, past_key_values=cache)
+            model(input_ids=turn, **with_cache(cache))
 
 
 @pytest.mark.skipif("reset" not in vars(DynamicLayer), reason="this transformers keeps a reset cache at its length")
@@ -195,32 +197,32 @@ def test_reset_cache_starts_anew() -> None:
 def test_changed_cache_is_refused() -> None:
     model, inputs = shared_llava(), prompt(SINGLE)
     with topv.prune(model, topv.TopV(keep=0.5)), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
         cache.layers[2].crop(-1)
         with pytest.raises(topv.CacheError, match="changed outside of topv"):
-            model(input_ids=torch.tensor([[20]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[20]]), **with_cache(cache))
 
 
 def test_cache_pruned_at_another_layer() -> None:
     model, inputs = shared_llava(), prompt(SINGLE)
     with topv.prune(model, topv.TopV(keep=0.5, layer=2)), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
-        want = model(input_ids=torch.tensor([[20]]), past_key_values=copy.deepcopy(cache)).logits
+        cache = output_cache(model(**inputs, use_cache=True))
+        want = model(input_ids=torch.tensor([[20]]), **with_cache(copy.deepcopy(cache))).logits
     with topv.prune(model, topv.TopV(keep=0.5, layer=3)), torch.no_grad():
-        assert torch.equal(model(input_ids=torch.tensor([[20]]), past_key_values=copy.deepcopy(cache)).logits, want)
+        assert torch.equal(model(input_ids=torch.tensor([[20]]), **with_cache(copy.deepcopy(cache))).logits, want)
         turn = prompt([[1, "image", 2]], seed=2)
         del turn["attention_mask"]
         with pytest.raises(topv.UnsupportedError, match="Attach the method with layer=2"):
-            model(**turn, past_key_values=cache)
+            model(**turn, **with_cache(cache))
 
 
 def test_one_cached_prompt_continues_as_a_batch() -> None:
     model, inputs = shared_llava(), prompt(SINGLE)
     with topv.prune(model, topv.TopV(keep=0.5)), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
-        one = model(input_ids=torch.tensor([[20]]), past_key_values=copy.deepcopy(cache)).logits
+        cache = output_cache(model(**inputs, use_cache=True))
+        one = model(input_ids=torch.tensor([[20]]), **with_cache(copy.deepcopy(cache))).logits
         cache.batch_repeat_interleave(3)
-        three = model(input_ids=torch.tensor([[20], [20], [20]]), past_key_values=cache).logits
+        three = model(input_ids=torch.tensor([[20], [20], [20]]), **with_cache(cache)).logits
     assert torch.allclose(three, one.expand(3, -1, -1), atol=1e-5)
 
 
@@ -231,13 +233,13 @@ def test_static_cache(method: topv.Method, backend: str) -> None:
     with topv.prune(model, method):
         want = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         cache = StaticCache(config=model.config.text_config, max_cache_len=128)
-        got = model.generate(**inputs, max_new_tokens=6, do_sample=False, past_key_values=cache)
+        got = model.generate(**inputs, max_new_tokens=6, do_sample=False, **with_cache(cache))
     assert torch.equal(got, want)
 
 
 def test_layers_hold_what_they_need() -> None:
     model, inputs = shared_llava(), prompt(BATCH)
     with topv.prune(model, topv.TopV(keep=0.5, layer=2)), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
     rows = [sum(18 if part == "image" else int(part) for part in sample) for sample in BATCH]
     assert [layer.keys.shape[-2] for layer in cache.layers] == [inputs["input_ids"].shape[1]] * 2 + [max(rows)] * 3

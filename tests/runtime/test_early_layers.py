@@ -10,8 +10,10 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import topv
+from kv_caches import with_cache
 from reference import generated_reference, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, prompt, tiny_llava
+from topv.runtime.arguments import output_cache
 
 SINGLE = [[3, "image", 4]]
 RAGGED = [[3, "image", 4], [2, "image", 1, "image", 3], [6]]
@@ -84,7 +86,7 @@ def test_generation_is_exact(method: Any, backend: str, samples: list[list[Any]]
 def test_all_layers_hold_what_the_report_says(samples: list[list[Any]]) -> None:
     model, inputs = tiny_llava(), prompt(samples)
     with topv.prune(model, topv.TopV(keep=0.5, compact_early_layers=True)) as pruning, torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
     lengths = {layer.keys.shape[2] for layer in cache.layers}
     assert len(lengths) == 1
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] > lengths.pop()
@@ -96,13 +98,13 @@ def test_a_copied_prefix_is_continued_with_text() -> None:
     model, inputs = tiny_llava(), prompt(SINGLE)
     turn = torch.tensor([[11, 12, 13]])
     with topv.prune(model, topv.TopV(keep=0.5, compact_early_layers=True)) as pruning:
-        first = generate(model, inputs, past_key_values=DynamicCache(config=model.config.text_config))
+        first = generate(model, inputs, **with_cache(DynamicCache(config=model.config.text_config)))
         kept = pruning.kept_positions
         whole = torch.cat([first.sequences, turn], 1)
         for _ in range(2):
-            cache = copy.deepcopy(first.past_key_values)
+            cache = copy.deepcopy(output_cache(first))
             second = generate(model, {"input_ids": whole, "attention_mask": torch.ones_like(whole)},
-                              past_key_values=cache)  # fmt: skip
+                              **with_cache(cache))  # fmt: skip
     hidden = pruned_columns(inputs, kept, IMAGE_TOKEN)
     want = reference(model, inputs, hidden, 2, second.sequences)
     got = torch.stack(second.logits, 1)
@@ -133,11 +135,11 @@ def test_what_cannot_be_compacted_is_refused() -> None:
     model, inputs = tiny_llava(), prompt(SINGLE)
     with topv.prune(model, topv.TopV(keep=0.5, compact_early_layers=True)), torch.no_grad():
         with pytest.raises(topv.UnsupportedError, match=r"StaticCache of StaticLayer.*DynamicCache"):
-            model(**inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=64))
-        cache = model(**inputs, use_cache=True).past_key_values
+            model(**inputs, **with_cache(StaticCache(config=model.config.text_config, max_cache_len=64)))
+        cache = output_cache(model(**inputs, use_cache=True))
         with pytest.raises(topv.UnsupportedError, match="cannot take another image"):
             model(**{**inputs, "attention_mask": torch.ones(1, 2 * inputs["input_ids"].shape[1], dtype=torch.long)},
-                  past_key_values=cache)  # fmt: skip
+                  **with_cache(cache))  # fmt: skip
     with pytest.raises(ValueError, match=r"compact_early_layers='yes' must be True or False"):
         topv.TopV(compact_early_layers="yes")  # type: ignore[arg-type]
 

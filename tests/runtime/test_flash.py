@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import flash_attention_mask
 
 import topv
+from kv_caches import with_cache
 from reference import generated_reference, masked_forward, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, prompt, shared_llava, tiny_llava
 
@@ -82,7 +83,7 @@ def test_second_turn_with_a_new_image_sees_the_cache(model: Any) -> None:
     inputs, turn = prompt([[3, "image", 4]]), prompt([[2, "image", 3]], seed=1)
     with topv.prune(model, topv.TopV(keep=0.5)) as pruning, torch.no_grad():
         cache = DynamicCache(config=model.config.text_config)
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **with_cache(cache))
         first = pruning.kept_positions[0]
         whole = {
             "input_ids": torch.cat([inputs["input_ids"], turn["input_ids"]], 1),
@@ -93,7 +94,7 @@ def test_second_turn_with_a_new_image_sees_the_cache(model: Any) -> None:
             pixel_values=turn["pixel_values"],
             attention_mask=whole["attention_mask"],
             position_ids=positions(whole["attention_mask"])[:, -turn["input_ids"].shape[1] :],
-            past_key_values=cache,
+            **with_cache(cache),
         ).logits
     kept = [torch.cat([first, pruning.kept_positions[0]])]
     whole["pixel_values"] = torch.cat([inputs["pixel_values"], turn["pixel_values"]])

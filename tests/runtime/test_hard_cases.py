@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig, StaticCache
 
 import topv
+from kv_caches import with_cache
 from reference import masked_forward, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, TOKENS, VOCABULARY, prompt, shared_llava, tiny_llava
 from topv.models import family_of
@@ -73,7 +74,7 @@ def test_fastv_with_a_preallocated_cache(attention: Any, mask: str) -> None:
         model(**inputs, position_ids=positions(inputs["attention_mask"]))
         kept = pruning.kept_positions
         cache = StaticCache(config=model.config.text_config, max_cache_len=128)
-        got = model(**call, past_key_values=cache).logits
+        got = model(**call, **with_cache(cache)).logits
         assert all(torch.equal(a, b) for a, b in zip(pruning.kept_positions, kept, strict=True))
     hidden = pruned_columns(inputs, kept, IMAGE_TOKEN)
     want = masked_forward(model, inputs, hidden, 2).logits

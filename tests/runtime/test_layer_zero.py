@@ -12,8 +12,10 @@ from transformers import DynamicCache
 import topv
 from architectures import expands_images
 from ecosystem.bench import KEEP, STEPS, bench, relative_error
+from kv_caches import with_cache
 from topv.models import family_of
 from topv.probe.reference import masked_logits
+from topv.runtime.arguments import output_cache
 
 FAMILIES = ["llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 SAMPLE = [[7, "image", 6]]
@@ -51,7 +53,7 @@ def test_generation_without_whole_layers_is_exact(name: str, method: topv.Method
     assert 0 < len(kept) < int(columns.sum())
     run = type(tiny.generate(inputs))(inputs, out, kept, columns, 0)
     tiny.check(run, 2e-5 if name == "qwen3_5" else 1e-5)
-    cache = out.past_key_values
+    cache = output_cache(out)
     held = {layer.keys.shape[2] for layer in cache.layers if getattr(layer, "keys", None) is not None}
     assert max(held) == inputs["input_ids"].shape[1] + STEPS - 1 - (int(columns.sum()) - len(kept))
 
@@ -152,10 +154,10 @@ def test_a_conversation_takes_another_image() -> None:
     }
     with topv.prune(tiny.model, ENCODER) as pruning, torch.no_grad():
         cache = DynamicCache(config=tiny.model.config.text_config)
-        tiny.model(**first, past_key_values=cache)
+        tiny.model(**first, **with_cache(cache))
         kept = pruning.kept_positions[0]
         turn = {**second, "attention_mask": whole["attention_mask"]}
-        got = tiny.model(**turn, past_key_values=cache).logits
+        got = tiny.model(**turn, **with_cache(cache)).logits
         kept = torch.cat([kept, pruning.kept_positions[0]])
     whole["pixel_values"] = torch.cat([first["pixel_values"], second["pixel_values"]])
     columns = whole["input_ids"][0] == tiny.model.config.image_token_id

@@ -9,7 +9,9 @@ import torch
 from transformers import DynamicCache
 
 import topv
+from kv_caches import with_cache
 from tiny_models import TOKENS, prompt, shared_llava, tiny_llava
+from topv.runtime.arguments import output_cache
 
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]
 
@@ -28,9 +30,9 @@ def cache_bytes(cache: Any) -> int:
 def test_kv_bytes_are_the_caches(method: topv.Method, samples: Any, dtype: torch.dtype) -> None:
     model, inputs = tiny_llava(dtype=dtype), prompt(samples, dtype=dtype)
     with torch.no_grad():
-        unpruned = cache_bytes(model(**inputs, use_cache=True).past_key_values)
+        unpruned = cache_bytes(output_cache(model(**inputs, use_cache=True)))
         with topv.prune(model, method) as pruning:
-            pruned = cache_bytes(model(**inputs, use_cache=True).past_key_values)
+            pruned = cache_bytes(output_cache(model(**inputs, use_cache=True)))
             turn = pruning.report()
     assert turn.kv_bytes == pruned
     assert turn.kv_bytes_unpruned == unpruned
@@ -43,13 +45,13 @@ def test_kv_bytes_of_a_second_image() -> None:
     del turn["attention_mask"]
     with torch.no_grad():
         cache = DynamicCache(config=model.config.text_config)
-        model(**inputs, past_key_values=cache)
-        model(**turn, past_key_values=cache)
+        model(**inputs, **with_cache(cache))
+        model(**turn, **with_cache(cache))
         unpruned = cache_bytes(cache)
         with topv.prune(model, topv.TopV(keep=0.25)) as pruning:
             cache = DynamicCache(config=model.config.text_config)
-            model(**inputs, past_key_values=cache)
-            model(**turn, past_key_values=cache)
+            model(**inputs, **with_cache(cache))
+            model(**turn, **with_cache(cache))
             report = pruning.report()
     assert report.kv_bytes == cache_bytes(cache)
     assert report.kv_bytes_unpruned == unpruned

@@ -15,6 +15,7 @@ from topv.measure import count_decoder, count_flops
 from topv.methods import Method
 from topv.models import Family, family_of
 from topv.probe.recipes import recipes
+from topv.runtime.arguments import output_cache
 from topv.runtime.targets import budget_counts, kept_counts, prefill_cost
 
 METHODS = [topv.PyramidDrop(layer=1), topv.SparseVLM(layer=1)]
@@ -105,7 +106,7 @@ def test_what_ran_meets_the_target(goal: str) -> None:
 def test_counted_flops_are_those_of_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = shared_llava(8), prompt([[3, "image", 4], [2, "image", 9], [7]])
     with topv.prune(model, topv.PyramidDrop(keep=0.4)) as pruning, torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
         counted = count_flops(model, inputs, pruning=pruning)
     layers: Any = pruning.layers
     columns = inputs["input_ids"].shape[1]

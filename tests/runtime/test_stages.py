@@ -15,6 +15,7 @@ from transformers import DynamicCache, StaticCache
 import topv
 from ecosystem.bench import STEPS, bench
 from exactness_settings import uncompiled
+from kv_caches import with_cache
 from reference import (
     generated_reference,
     hidden_columns,
@@ -26,6 +27,7 @@ from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
 from topv.methods import Evidence
 from topv.models import family_of
 from topv.probe.reference import extended, masked_logits
+from topv.runtime.arguments import output_cache
 
 SINGLE = [[3, "image", 4]]
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]
@@ -188,7 +190,7 @@ def test_a_mixed_cache_answers_in_prompt_columns() -> None:
     tiny = bench("cohere2_vision")
     inputs = tiny.prompt([[7, "image", 6]])
     with topv.prune(tiny.model, topv.PyramidDrop(keep=0.4)) as pruning, torch.no_grad():
-        cache = tiny.model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(tiny.model(**inputs, use_cache=True))
     whole = inputs["input_ids"].shape[1]
     held = [layer.keys.shape[2] for layer in cache.layers]
     assert len({*held[pruning.layer :]}) > 1
@@ -237,14 +239,14 @@ def test_second_turn(method: topv.Method, backend: str, images: bool) -> None:
     parts: list[list[int | str]] = [[2, "image", 3], [1, "image", 1], [4], ["image", 5]] if images else [[5]] * 4
     turn = prompt(parts, seed=1)
     with topv.prune(model, method) as pruning:
-        first = generate(model, inputs, past_key_values=DynamicCache(config=model.config.text_config))
+        first = generate(model, inputs, **with_cache(DynamicCache(config=model.config.text_config)))
         before = pruning.kept_by_layer
         whole = longer(inputs, first.sequences)
         whole["input_ids"] = torch.cat([whole["input_ids"], turn["input_ids"]], dim=1)
         whole["attention_mask"] = torch.cat([whole["attention_mask"], turn["attention_mask"]], dim=1)
         del whole["pixel_values"]
         new = {"pixel_values": turn["pixel_values"]} if images else {}
-        out = generate(model, {**whole, **new}, past_key_values=copy.deepcopy(first.past_key_values))
+        out = generate(model, {**whole, **new}, **with_cache(copy.deepcopy(output_cache(first))))
         after = (
             pruning.kept_by_layer if images else {layer: [kept[:0] for kept in own] for layer, own in before.items()}
         )
@@ -266,10 +268,10 @@ def test_preallocated_caches(method: topv.Method) -> None:
     with topv.prune(model, method) as pruning:
         want, kept = generate(model, inputs).sequences, pruning.kept_by_layer
         cache = StaticCache(config=model.config.text_config, max_cache_len=128)
-        assert torch.equal(generate(model, inputs, past_key_values=cache).sequences, want)
+        assert torch.equal(generate(model, inputs, **with_cache(cache)).sequences, want)
         assert str(pruning.kept_by_layer) == str(kept)
         cache = pruning.static_cache(inputs, max_new_tokens=5)
-        assert torch.equal(generate(model, inputs, past_key_values=cache).sequences, want)
+        assert torch.equal(generate(model, inputs, **with_cache(cache)).sequences, want)
     lengths = [layer.max_cache_len for layer in cache.layers]
     assert lengths == sorted(lengths, reverse=True)
     assert len(set(lengths)) > 2
@@ -280,28 +282,28 @@ def test_crop_reset_and_copies() -> None:
     shorter = {**inputs, "input_ids": inputs["input_ids"][:, :-2], "attention_mask": inputs["attention_mask"][:, :-2]}
     method = topv.PyramidDrop(keep=0.4)
     with topv.prune(model, method) as pruning, torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
         kept = pruning.kept_by_layer
-        want = model(input_ids=turn, past_key_values=copy.deepcopy(cache)).logits
-        model(input_ids=torch.tensor([[20, 21, 22]]), past_key_values=cache)
+        want = model(input_ids=turn, **with_cache(copy.deepcopy(cache))).logits
+        model(input_ids=torch.tensor([[20, 21, 22]]), **with_cache(cache))
         cache.crop(-3)
-        assert torch.equal(model(input_ids=turn, past_key_values=copy.deepcopy(cache)).logits, want)
+        assert torch.equal(model(input_ids=turn, **with_cache(copy.deepcopy(cache))).logits, want)
         cache.crop(-2)
-        got = model(input_ids=turn, past_key_values=cache).logits
+        got = model(input_ids=turn, **with_cache(cache)).logits
     hidden = hidden_columns(inputs, kept, IMAGE_TOKEN)
     whole = longer(shorter, torch.cat([shorter["input_ids"], turn], dim=1))
     length = whole["input_ids"].shape[1]
     hidden = padded({at: columns[:, :-2] for at, columns in hidden.items()}, length)
     assert relative_error(got, staged_forward(model, whole, hidden).logits[:, -5:]) <= 1e-5
     with topv.prune(model, method), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
         cache.crop(-6)
         with pytest.raises(topv.CacheError, match="into the pruned part"):
-            model(input_ids=turn, past_key_values=cache)
-        cache = model(**inputs, use_cache=True).past_key_values
+            model(input_ids=turn, **with_cache(cache))
+        cache = output_cache(model(**inputs, use_cache=True))
         cache.layers[3].crop(-1)
         with pytest.raises(topv.CacheError, match="changed outside of topv"):
-            model(input_ids=turn, past_key_values=cache)
+            model(input_ids=turn, **with_cache(cache))
 
 
 def test_beams() -> None:
@@ -321,12 +323,12 @@ def test_a_cache_of_other_layers() -> None:
     del turn["attention_mask"]
     step = torch.tensor([[20]])
     with topv.prune(model, topv.PyramidDrop(keep=0.4)), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
-        want = model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits
+        cache = output_cache(model(**inputs, use_cache=True))
+        want = model(input_ids=step, **with_cache(copy.deepcopy(cache))).logits
     with topv.prune(model, topv.FastV(keep=0.4, layer=3)), torch.no_grad():
-        assert torch.equal(model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits, want)
+        assert torch.equal(model(input_ids=step, **with_cache(copy.deepcopy(cache))).logits, want)
         with pytest.raises(topv.UnsupportedError, match=r"pruned from layer 1, 3, 4 on.*settings that it was"):
-            model(**turn, past_key_values=cache)
+            model(**turn, **with_cache(cache))
 
 
 def test_a_batch_is_its_samples() -> None:
@@ -360,7 +362,7 @@ def test_keeping_everything_is_bit_identical(backend: str) -> None:
 def test_report_says_what_ran() -> None:
     model, inputs = shared_llava(LAYERS), prompt(SINGLE)
     with topv.prune(model, topv.PyramidDrop(keep=0.4)) as pruning, torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
     report = pruning.report()
     tokens = [report.visual_tokens, *(n for _, n in report.stages)]
     assert [layer for layer, _ in report.stages] == [1, 3, 4] == list(pruning.layers)

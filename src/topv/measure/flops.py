@@ -19,6 +19,7 @@ from ..errors import InputError, UnsupportedError
 from ..models import Family, family_of
 from ..models.flops import LayerCount
 from ..runtime import Pruning
+from ..runtime.arguments import CACHE, Signature
 
 __all__ = ["FlopsCount", "count_decoder", "count_flops"]
 
@@ -156,7 +157,7 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Any], *, pruning: Pruning
             attention backend whose products cannot be seen.
     """
     family = family_of(model)
-    cache = inputs.get("past_key_values")
+    cache = Signature(model).bind((), inputs).get(CACHE)
     if cache is not None and cache.get_seq_length() > 0:
         raise InputError("the inputs continue a KV cache: only a prompt that starts one can be counted.")
     ids = inputs["input_ids"]

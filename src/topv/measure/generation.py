@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import InputError
 from ..methods import Method
 from ..runtime import prune
+from ..runtime.arguments import cache_argument, output_cache
 from .latency import LatencyTable, Stopwatch, measure_phases
 
 __all__ = ["GenerationTiming", "decode", "prefill", "synchronizer", "time_generation"]
@@ -111,7 +112,7 @@ def decode(model: nn.Module, inputs: Mapping[str, Any], output: Any, token: torc
         output = model(
             input_ids=token,
             attention_mask=mask,
-            past_key_values=output.past_key_values,
+            **cache_argument(model, output_cache(output)),
             use_cache=True,
             logits_to_keep=1,
         )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedError
+from ..runtime.arguments import output_cache
 
 __all__ = ["PrefillProbe", "held_bytes", "kv_cache_bytes"]
 
@@ -63,6 +64,6 @@ class PrefillProbe:
         self._handle.remove()
 
     def _read(self, module: nn.Module, args: Any, output: Any) -> None:
-        cache = getattr(output, "past_key_values", None)
+        cache = output_cache(output)
         if self.kv_bytes is None and cache is not None:
             self.kv_bytes = kv_cache_bytes(cache)

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..methods import Method
 from ..models import family_of
 from ..runtime import Report, prune
+from ..runtime.arguments import output_cache
 from .kv_cache import kv_cache_bytes
 from .live_tensors import LiveTensors
 
@@ -190,7 +191,7 @@ def memory_timeline(module: nn.Module, run: Callable[[], object], meter: MemoryM
 
     def sample(module: nn.Module, args: Any, output: Any) -> None:
         now, peak = meter.read()
-        cache = getattr(output, "past_key_values", None)
+        cache = output_cache(output)
         samples.append(MemorySample(len(samples) + 1, now, 0 if cache is None else kv_cache_bytes(cache), peak))
         meter.restart()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ..errors import UnsupportedError
+from .arguments import CACHE, HIDDEN_STATES, MASK, Signature
 from .masks import visible
 from .record import mask_sizes
 
@@ -135,7 +135,7 @@ def attention_to_tokens(
             f"{type(attention).__name__} does not hand its keys to a KV cache in the way topv can read, so there are "
             "no attention weights to rank by. Use a method that needs none, such as TopV."
         )
-    hidden = arguments["hidden_states"]
+    hidden = arguments[HIDDEN_STATES]
     batch, length = hidden.shape[:2]
     width = tap.keys.shape[-2]
     attended = torch.zeros((), device=hidden.device)
@@ -147,8 +147,8 @@ def attention_to_tokens(
         if not whole_map:
             call = {name: _take_rows(value, rows, batch, length) for name, value in arguments.items()}
         before = torch.zeros_like(raters.rows[:, :1]) if whole_map else raters.rows[:, some]
-        call["past_key_values"] = _Replay(tap.keys, tap.values, before + past)
-        call["attention_mask"] = _additive_mask(hidden, mask, queries, past=past, width=width)
+        call[CACHE] = _Replay(tap.keys, tap.values, before + past)
+        call[MASK] = _additive_mask(hidden, mask, queries, past=past, width=width)
         _, weights = call_eagerly(attention, call)
         if raters.weights is None:
             return _row_mean(attention, weights, rows[:, 0] if whole_map else torch.zeros_like(rows[:, 0]))
@@ -181,25 +181,27 @@ def run_eagerly(
     Raises:
         UnsupportedError: when the module keeps its weights to itself.
     """
-    hidden, cache = arguments["hidden_states"], arguments.get("past_key_values")
+    hidden, cache = arguments[HIDDEN_STATES], arguments.get(CACHE)
     batch, length = hidden.shape[:2]
     width, _ = mask_sizes(cache, length, getattr(attention, "layer_idx", 0))
     queries = torch.arange(length, device=hidden.device).expand(batch, -1)
-    call = {**arguments, "attention_mask": _additive_mask(hidden, mask, queries, past=past, width=width)}
+    call = {**arguments, MASK: _additive_mask(hidden, mask, queries, past=past, width=width)}
     output, weights = call_eagerly(attention, call)
     return output, _row_mean(attention, weights, last.to(hidden.device, non_blocking=True))
 
 
 def call_eagerly(attention: nn.Module, call: dict[str, Any]) -> tuple[Any, torch.Tensor]:
-    """Call an attention module by names, eagerly: what it returns, and its weights (B, heads, queries, keys).
+    """Call an attention module eagerly: what it returns, and its weights (B, heads, queries, keys).
+
+    Args:
+        attention: the module.
+        call: its arguments, by topv's words for them.
 
     Raises:
         UnsupportedError: when it keeps its weights to itself.
     """
-    accepted = inspect.signature(type(attention).forward).parameters
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
-        call = {name: value for name, value in call.items() if name in accepted}
-    output = _eager_twin(attention)(**call)
+    signature = Signature(type(attention).forward, takes_states=True)
+    output = _eager_twin(attention)(**signature.spell(call))
     weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
     if weights is None:
         raise UnsupportedError(

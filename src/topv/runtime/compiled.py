@@ -14,6 +14,7 @@ from transformers.cache_utils import StaticLayer
 from ..errors import UnsupportedError
 from ..methods import TARGETS, Method
 from ..models import Family
+from .arguments import CACHE, Signature, output_cache
 from .compaction import Choice, Compaction
 from .forward import Forward
 from .traced_prefill import TracedPrefill
@@ -70,6 +71,7 @@ class CompiledPrefill:
         self._family = family
         self._running = running
         self._usual = decoder.forward
+        self._signature = Signature(decoder)
         self._graphs = options.get("mode") in _CUDA_GRAPH_MODES
         self._compiled = torch.compile(decoder.forward, fullgraph=True, dynamic=False, **options)
         # What a graph reads is put in one place, so threads take turns.
@@ -103,12 +105,12 @@ class CompiledPrefill:
         return output
 
     def _refuse_lost_graphs(self, device: torch.device, kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = self._signature.bind((), kwargs).get(CACHE)
         kept = cache is not None or kwargs.get("use_cache")
         if self._graphs and device.type == "cuda" and kept and not getattr(cache, "is_compileable", False):
             raise UnsupportedError(
                 "a CUDA graph overwrites its outputs when it runs again, and with them the keys and values of a cache "
-                "that grows. Pass past_key_values=pruning.static_cache(inputs, max_new_tokens=...), or compile with "
+                "that grows. Pass the cache of pruning.static_cache(inputs, max_new_tokens=...), or compile with "
                 "another mode."
             )
 
@@ -130,7 +132,7 @@ class CompiledPrefill:
             if self._family.keeps_keys(layer):
                 running.outcome.lengths[layer] = traced.length if layer < traced.layer else traced.short
         if running.cache is None:
-            running.cache = getattr(output, "past_key_values", None)
+            running.cache = output_cache(output)
 
 
 def pruned_static_cache(

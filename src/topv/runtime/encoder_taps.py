@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import UnsupportedError
 from ..methods import TARGETS
 from ..models import Family
+from .arguments import HIDDEN_STATES, Signature
 from .attention_row import call_eagerly
 
 __all__ = ["EncoderTaps", "encoder_states"]
@@ -57,12 +58,13 @@ class EncoderTaps:
         for name in sorted(self._needs - {"weights"}):
             module, enters = places[name]
             if enters:
-                hook: Any = functools.partial(self._entering, name)
+                hook: Any = functools.partial(self._entering, name, Signature(module, takes_states=True))
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(functools.partial(self._leaving, name)))
         if "weights" in self._needs:
-            handles.append(attention.register_forward_pre_hook(self._weigh, with_kwargs=True))
+            weigh = functools.partial(self._weigh, Signature(attention, takes_states=True))
+            handles.append(attention.register_forward_pre_hook(weigh, with_kwargs=True))
         return handles
 
     def _child(self, block: nn.Module, names: tuple[str, ...]) -> nn.Module:
@@ -98,18 +100,19 @@ class EncoderTaps:
         if read is not None:
             read[name] = states.detach()
 
-    def _entering(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._put(name, args[0] if args else kwargs["hidden_states"])
+    def _entering(
+        self, name: str, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._put(name, signature.bind(args, kwargs)[HIDDEN_STATES])
 
     def _leaving(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._put(name, output[0] if isinstance(output, tuple) else output)
 
     @torch.no_grad()
-    def _weigh(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _weigh(self, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if getattr(self._of_thread, "read", None) is None:
             return
-        call = {**kwargs, "hidden_states": args[0]} if args else dict(kwargs)
-        _, weights = call_eagerly(module, call)
+        _, weights = call_eagerly(module, signature.bind(args, kwargs))
         self._put("weights", attention_received(weights, self._family))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import EvidenceError
 from ..layout import coordinates
 from ..methods import TARGETS, Evidence, Method
+from .arguments import HIDDEN_STATES, MASK
 from .attention_row import KeyTap, Raters, attention_to_tokens, run_eagerly
 from .plan import Bucket, PrefillPlan, Section
 from .raters import gather_marked, last_token
@@ -111,7 +112,7 @@ class EvidenceReader:
         if tap is None:
             return
         self.keys = None
-        width, hidden = 0 if tap.keys is None else tap.keys.shape[-2], arguments["hidden_states"]
+        width, hidden = 0 if tap.keys is None else tap.keys.shape[-2], arguments[HIDDEN_STATES]
         past = min(self._past if before is None else before.held, width - hidden.shape[1])
         raters = self.raters or last_token(self._plan)
         if before is not None and before.is_short:
@@ -314,7 +315,7 @@ def _evenly(tokens: torch.Tensor, bucket: Bucket) -> torch.Tensor:
 
 
 def _own_mask(arguments: dict[str, Any], mask: torch.Tensor | None) -> torch.Tensor | None:
-    own = arguments.get("attention_mask")
+    own = arguments.get(MASK)
     return own if isinstance(own, torch.Tensor) and own.ndim == 4 else mask
 
 

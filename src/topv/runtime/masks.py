@@ -10,10 +10,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, crea
 from transformers.masking_utils import create_causal_mask
 
 from ..errors import UnsupportedError
+from .arguments import CACHE, Signature
 from .record import own_sizes
 
 __all__ = ["causal_mask", "prompt_mask", "real_columns", "shorten_mask", "visible"]
 
+
+_MASK_CALL = Signature(create_causal_mask)
 
 _BLOCK = 128
 """Kernels of flex_attention look a mask up in blocks of this size."""
@@ -151,7 +154,7 @@ def causal_mask(keys: KeySlots, *, config: Any, hidden_states: torch.Tensor, cac
             config=config,
             inputs_embeds=hidden_states,
             attention_mask=keys.valid,
-            past_key_values=cache,
+            **_MASK_CALL.spell({CACHE: cache}),
             position_ids=None,
             layer_idx=layer,
         )

@@ -18,7 +18,7 @@ from ..layout import VisualLayout
 from ..methods import Method
 from ..models import Family, family_of
 from ..models.encoded import recall, refuse_lost
-from .arguments import Signature
+from .arguments import CACHE, HIDDEN_STATES, MASK, Signature
 from .compiled import CompiledPrefill, pruned_static_cache
 from .early_layers import compact_early_layers, refuse_early_compaction
 from .encoder_taps import EncoderTaps, encoder_states
@@ -170,7 +170,8 @@ class Pruning:
     def static_cache(self, inputs: Mapping[str, Any], *, max_new_tokens: int) -> StaticCache:
         """A preallocated KV cache for one prompt and what is generated from it, in which the short layers are short.
 
-        Pass it to `generate` or to the model as `past_key_values`; it serves any prompt of this shape after `reset()`.
+        Pass it to `generate` or to the model as `cache` (`past_key_values` before transformers 5.24). It serves any
+        prompt of this shape after `reset()`.
 
         Args:
             inputs: the model's inputs for the prompt, as the processor returned them.
@@ -186,7 +187,7 @@ class Pruning:
                 f"static_cache needs inputs with input_ids and max_new_tokens of at least 1, got "
                 f"{sorted(inputs)} and {max_new_tokens}."
             )
-        plan = self._plan(ids, dict(inputs), mask=prompt_mask(inputs.get("attention_mask")), past=0)
+        plan = self._plan(ids, dict(inputs), mask=prompt_mask(inputs.get(MASK)), past=0)
         weight = next(self._family.language_model.parameters())
         return pruned_static_cache(
             self._family,
@@ -223,7 +224,7 @@ class Pruning:
             leave = functools.partial(self._leave_decoder, Signature(family.language_model))
             self._handles.append(family.language_model.register_forward_hook(leave, with_kwargs=True))
             for index, layer in enumerate(family.layers):
-                self._hook_before(layer, functools.partial(self._before_layer, index))
+                self._hook_before(layer, functools.partial(self._before_layer, index), takes_states=True)
                 if family.asks_for_slots:
                     self._hook_before(layer, functools.partial(self._count_slots, index))
                     self._handles.append(layer.register_forward_hook(self._count_columns, always_call=True))
@@ -263,8 +264,8 @@ class Pruning:
         forward = self._mine()
         return None if forward is None else forward.short(index)
 
-    def _hook_before(self, module: nn.Module, hook: Any) -> None:
-        hook = functools.partial(hook, Signature(module))
+    def _hook_before(self, module: nn.Module, hook: Any, *, takes_states: bool = False) -> None:
+        hook = functools.partial(hook, Signature(module, takes_states=takes_states))
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def __deepcopy__(self, memo: Any) -> Pruning:
@@ -319,9 +320,9 @@ class Pruning:
                 "tokens. Pass input_ids instead of inputs_embeds, or detach."
             )
         batch, length = input_ids.shape
-        cache = inputs.get("past_key_values")
+        cache = inputs.get(CACHE)
         past = 0 if cache is None else int(cache.get_seq_length())
-        mask = prompt_mask(inputs.get("attention_mask"))
+        mask = prompt_mask(inputs.get(MASK))
         plan = None
         if length > 1 or past == 0:
             plan = self._plan(input_ids, inputs, mask=mask, past=past)
@@ -400,7 +401,7 @@ class Pruning:
             )
         forward.in_decoder = True
         inputs = signature.bind(args, kwargs)
-        mask = inputs.get("attention_mask")
+        mask = inputs.get(MASK)
         # Some models make their masks before they call their decoder.
         mask = mask if isinstance(mask, torch.Tensor) else forward.mask
         if forward.prunes:
@@ -408,7 +409,7 @@ class Pruning:
         refuse_windows(self._family, forward)
         forward.rejoined = self._family.rejoined(inputs)
         forward.mask = mask if mask is None or mask.ndim == 4 else mask[:, : forward.past + forward.length]
-        forward.cache = inputs.get("past_key_values")
+        forward.cache = inputs.get(CACHE)
         records = read_records(forward.cache, length=forward.past, batch=forward.batch)
         if forward.prunes:
             refuse_other_layers(records, self.layers)
@@ -421,7 +422,7 @@ class Pruning:
         if traced is not None:
             changed = traced.before_layer(index, signature.bind(args, kwargs))
             return signature.rebuild(args, kwargs, changed) if changed else None
-        if self._can_trace and is_traced_step(args[0] if args else kwargs.get("hidden_states")):
+        if self._can_trace and is_traced_step(signature.bind(args, kwargs).get(HIDDEN_STATES)):
             changed = short_step(signature.bind(args, kwargs), index)
             return signature.rebuild(args, kwargs, changed) if changed else None
         forward = self._mine()
@@ -432,14 +433,14 @@ class Pruning:
             return None
         arguments = signature.bind(args, kwargs)
         if forward.cache is None:
-            forward.cache = arguments.get("past_key_values")
+            forward.cache = arguments.get(CACHE)
         if forward.prunes:
-            forward.select(index, arguments["hidden_states"])
+            forward.select(index, arguments[HIDDEN_STATES])
         changed = stage.shorten(arguments, index) if stage is not None and stage.is_short else {}
         if forward.is_prefill and self._family.keeps_keys(index):
-            entries = changed.get("hidden_states", arguments["hidden_states"]).shape[1]
+            entries = changed.get(HIDDEN_STATES, arguments[HIDDEN_STATES]).shape[1]
             forward.outcome.lengths[index] = entries + held(forward.cache, index)
-            forward.outcome.element_size = arguments["hidden_states"].element_size()
+            forward.outcome.element_size = arguments[HIDDEN_STATES].element_size()
         return signature.rebuild(args, kwargs, changed) if changed else None
 
     def _count_slots(

@@ -13,6 +13,7 @@ from ..errors import UnsupportedError
 from ..methods import Method
 from ..models import Family
 from ..models.reasons import REASONS
+from .arguments import CACHE, MASK
 from .forward import Forward
 from .record import CacheRecord
 
@@ -38,7 +39,7 @@ def refuse_packed(inputs: dict[str, Any]) -> None:
     if position_ids is not None and position_ids.ndim == 3:
         # Of M-RoPE's rows only the first counts along the prompt.
         position_ids = position_ids[0]
-    if inputs.get("attention_mask") is None and inputs.get("past_key_values") is None and position_ids is not None:
+    if inputs.get(MASK) is None and inputs.get(CACHE) is None and position_ids is not None:
         packed = packed or bool((position_ids.diff(dim=-1) < 0).any())
     if packed:
         raise UnsupportedError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..selection import select
+from .arguments import CACHE, HIDDEN_STATES, MASK
 from .compaction import Choice, Compaction, compact, gather_arguments
 from .evidence import EvidenceReader, FiniteCheck
 from .masks import KeySlots, shorten_mask
@@ -168,30 +169,30 @@ class Stage:
             The changed arguments alone.
         """
         run, changed = self.run, dict[str, Any]()
-        hidden = arguments["hidden_states"]
+        hidden = arguments[HIDDEN_STATES]
         if self.compaction is not None:
             for name, value in arguments.items():
-                if name == "hidden_states":
+                if name == HIDDEN_STATES:
                     changed[name] = self._shortened_states(value, layer)
-                elif name not in ("attention_mask", _OWN_MASK, "past_key_values"):
+                elif name not in (MASK, _OWN_MASK, CACHE):
                     changed[name] = self._gathered(name, value)
             for name, filler in run.family.fillers.items():
                 if changed.get(name) is not None:
                     changed[name] = self.compaction.fill_padding(changed[name], filler)
-            hidden = changed["hidden_states"]
+            hidden = changed[HIDDEN_STATES]
             # Gapped position ids look like several packed sequences to the flash kernels.
             if run.is_flash:
                 changed["position_ids"] = None
         if run.past:
             changed |= self._positions_of_keys(arguments)
-        mask = arguments.get("attention_mask")
+        mask = arguments.get(MASK)
         lender = run.family.key_layer(layer)
         borrows = lender != layer
         if not borrows and run.family.lends_keys:
             self.masks.note_lender(hidden, layer)
         attends = borrows or run.family.keeps_keys(layer) or run.family.masks_itself(layer)
         if attends and (mask is not None or self._hides or self._ragged or borrows):
-            changed["attention_mask"] = self.masks.attention(mask, hidden, layer)
+            changed[MASK] = self.masks.attention(mask, hidden, layer)
         if _OWN_MASK in arguments:
             changed[_OWN_MASK] = self.masks.recurrent(arguments[_OWN_MASK], hidden)
         return {name: value for name, value in changed.items() if value is not arguments.get(name)}

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..methods import TARGETS
 from ..models import Family
-from .arguments import Signature
+from .arguments import CACHE, HIDDEN_STATES, Signature
 from .attention_row import KeyTap
 from .stage import Stage
 from .traced_prefill import TracedPrefill
@@ -47,14 +47,14 @@ def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped
     handles: list[Any] = []
     for name, module in (("pre_norm", attention), ("post_norm", mlp)):
         if name in needs:
-            hook = functools.partial(_read_input, tapped)
+            hook = functools.partial(_read_input, tapped, Signature(module, takes_states=True))
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     for name, module in (("attention", attention), ("mlp", mlp)):
         if name in needs:
             handles.append(module.register_forward_hook(functools.partial(_read_output, tapped)))
     if _ATTENTIONS.isdisjoint(needs):
         return handles
-    signature = Signature(attention)
+    signature = Signature(attention, takes_states=True)
     if "attention_map" in needs and "forward" not in vars(attention):
         whole = functools.partial(_run_eagerly, tapped, signature, attention, attention.forward)
         handles.append(Wrapper(attention, "forward", whole))
@@ -66,20 +66,19 @@ def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped
     return handles
 
 
-def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else kwargs.get("hidden_states")
-
-
 def _plain(stage: Any) -> Stage | None:
     """A stage of a forward that is not being traced: attention weights are read in no graph."""
     return stage if isinstance(stage, Stage) else None
 
 
-def _read_input(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    stage = tapped(_states(args, kwargs))
+def _read_input(
+    tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    states: Any = signature.bind(args, kwargs).get(HIDDEN_STATES)
+    stage = tapped(states)
     if stage is not None:
         # Nothing writes into what a module was given, so it need not be copied.
-        stage.evidence.read_target(_states(args, kwargs), copy=False)
+        stage.evidence.read_target(states, copy=False)
 
 
 def _read_output(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -92,20 +91,22 @@ def _read_output(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], outpu
 def _tap_keys(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    stage = _plain(tapped(_states(args, kwargs)))
+    arguments = signature.bind(args, kwargs)
+    stage = _plain(tapped(arguments.get(HIDDEN_STATES)))
     if stage is None:
         return None
-    tap = KeyTap(signature.bind(args, kwargs).get("past_key_values"))
+    tap = KeyTap(arguments.get(CACHE))
     stage.evidence.keys = tap
-    return signature.rebuild(args, kwargs, {"past_key_values": tap})
+    return signature.rebuild(args, kwargs, {CACHE: tap})
 
 
 def _read_attention(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
-    stage = _plain(tapped(_states(args, kwargs)))
+    arguments = signature.bind(args, kwargs)
+    stage = _plain(tapped(arguments.get(HIDDEN_STATES)))
     if stage is not None:
-        stage.evidence.read_attention(module, signature.bind(args, kwargs), stage.run.mask)
+        stage.evidence.read_attention(module, arguments, stage.run.mask)
 
 
 def _run_eagerly(
@@ -117,7 +118,8 @@ def _run_eagerly(
     **kwargs: Any,
 ) -> Any:
     """The attention module with its whole map computed, as FastV was published, in the place of its fast path."""
-    stage = _plain(tapped(_states(args, kwargs)))
+    arguments = signature.bind(args, kwargs)
+    stage = _plain(tapped(arguments.get(HIDDEN_STATES)))
     if stage is None:
         return usual(*args, **kwargs)
-    return stage.evidence.run_attention(module, signature.bind(args, kwargs), stage.run.mask)
+    return stage.evidence.run_attention(module, arguments, stage.run.mask)

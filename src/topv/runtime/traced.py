@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..models import Family
+from .arguments import CACHE, HIDDEN_STATES, MASK
 from .masks import KeySlots, shorten_mask
 from .record import record_at, records_of
 
@@ -31,18 +32,18 @@ def short_step(arguments: dict[str, Any], layer: int) -> dict[str, Any]:
         arguments: the layer's arguments by name.
         layer: the layer's index.
     """
-    cache: Any = arguments.get("past_key_values")
+    cache: Any = arguments.get(CACHE)
     record = record_at(records_of(cache), layer)
     if record is None:
         return {}
-    mask = arguments.get("attention_mask")
+    mask = arguments.get(MASK)
     if mask is None and not record.ragged:
         return {}
     held = cache.layers[layer]
     keys = held.keys.shape[-2] + (0 if held.is_compileable else 1)
-    batch = arguments["hidden_states"].shape[0]
+    batch = arguments[HIDDEN_STATES].shape[0]
     columns, valid = record.expand(batch).columns(keys)
     if mask is None:
-        return {"attention_mask": valid[:, None, None, :]}
+        return {MASK: valid[:, None, None, :]}
     slots = KeySlots(columns.to(mask.device), valid.to(mask.device), 0)
-    return {"attention_mask": shorten_mask(mask, slots, None)}
+    return {MASK: shorten_mask(mask, slots, None)}

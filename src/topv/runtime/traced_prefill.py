@@ -10,6 +10,7 @@ import torch
 from ..layout import coordinates
 from ..methods import Evidence
 from ..selection import select
+from .arguments import CACHE, HIDDEN_STATES, MASK
 from .compaction import Compaction, gather_arguments, stay_index
 from .forward import Forward
 from .masks import KeySlots, shorten_mask
@@ -129,7 +130,7 @@ class TracedPrefill:
 
     def before_layer(self, index: int, arguments: dict[str, Any]) -> dict[str, Any]:
         """What changes in the arguments of decoder layer `index`."""
-        hidden = arguments["hidden_states"]
+        hidden = arguments[HIDDEN_STATES]
         if index == self.layer - 1 and "source" in self.method.needs:
             self.source = self._visual(hidden)
         if index < self.layer:
@@ -196,21 +197,21 @@ class TracedPrefill:
         compaction = self._compaction()
         changed: dict[str, Any] = {}
         for name, value in arguments.items():
-            whole = value.shape[1] == self.length if name == "hidden_states" else True
-            if name not in ("attention_mask", "past_key_values") and whole:
+            whole = value.shape[1] == self.length if name == HIDDEN_STATES else True
+            if name not in (MASK, CACHE) and whole:
                 changed[name] = gather_arguments(value, compaction, self.batch)
-        mask, valid = arguments.get("attention_mask"), self.valid
+        mask, valid = arguments.get(MASK), self.valid
         if mask is not None or valid is not None:
-            width = self._width(arguments.get("past_key_values"), index)
+            width = self._width(arguments.get(CACHE), index)
             columns, filled = self.record().columns(width)
             if mask is None:
                 causal = torch.arange(width, device=columns.device) <= torch.arange(
                     self.short, device=columns.device
                 ).unsqueeze(1)
-                changed["attention_mask"] = (causal & filled[:, None, :])[:, None]
+                changed[MASK] = (causal & filled[:, None, :])[:, None]
             else:
                 keys = KeySlots(columns, filled, 0)
-                changed["attention_mask"] = shorten_mask(mask, keys, compaction.index)
+                changed[MASK] = shorten_mask(mask, keys, compaction.index)
         return changed
 
     def _width(self, cache: Any, index: int) -> int:

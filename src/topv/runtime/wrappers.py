@@ -66,7 +66,7 @@ def _marking(
     def marked(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return encode(*args, **kwargs)
-        inputs = Signature.of(encode).bind(args, kwargs)
+        inputs = Signature(encode).bind(args, kwargs)
         if not taps.wanted:
             output = encode(*args, **kwargs)
         else:

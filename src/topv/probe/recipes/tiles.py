@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...runtime.arguments import cache_argument
 from ..recipe import Pictures, Recipe
 from .fixed_grids import VideoFrames
 from .parts import LLAMA, SAM, TOWER
@@ -396,7 +397,7 @@ class UnlimitedOcr(LocalViews):
         cache = DynamicCache(config=model.config.get_text_config())
         for layer in cache.layers:
             layer.set_prefill_length(length)
-        return {"past_key_values": cache, "use_cache": True}
+        return {**cache_argument(model, cache), "use_cache": True}
 
     def write(self, grid: tuple[int, int] | None) -> list[int]:
         rows, columns = grid or (0, 0)
