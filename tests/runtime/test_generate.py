@@ -172,9 +172,9 @@ def test_returned_hidden_states_have_full_length() -> None:
 def test_selected_hidden_states() -> None:
     model, inputs = shared_llava(), prompt(BATCH)
     with topv.prune(model, topv.TopV(keep=0.5, layer=2)), torch.no_grad():
-        some = model(**inputs, output_hidden_states=[1, 4]).hidden_states
+        some = model(**inputs, output_hidden_states=[1, 2, 4]).hidden_states
         every = model(**inputs, output_hidden_states=True).hidden_states
-    assert [state is not None for state in some] == [False, True, False, False, True, False]
+    assert [state is not None for state in some] == [False, True, True, False, True, False]
     assert torch.equal(some[4].nan_to_num(), every[4].nan_to_num())
 
 

@@ -18,6 +18,7 @@ REASONS = {
     "hidden prefix": "its visual tokens stand in front of the prompt, in no position of input_ids",
     "not generative": "the model generates no text token by token",
     "missing package": "a package that transformers builds it with is not installed",
+    "fails unpruned": "the model's own forward fails in this release of transformers",
     "window": "its attention window cannot be expressed once tokens are gone",
 }
 """The reasons, by name."""

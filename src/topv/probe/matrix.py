@@ -124,14 +124,15 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     def because(*reasons: str) -> list[Outcome]:
         return [o for o in outcomes if o.reason is not None and o.reason.startswith(reasons)]
 
-    missing = because("missing package")
+    missing, failing = because("missing package"), because("fails unpruned")
     concerned = [o for o in outcomes if o.reason is None] + because("window", "hidden prefix", "not probed")
     exact = [o for o in concerned if o.exact]
-    others = len(outcomes) - len(concerned) - len(missing)
+    others = len(outcomes) - len(concerned) - len(missing) - len(failing)
+    failed = f" {', '.join(o.model_type for o in failing)} cannot run at all in this transformers." if failing else ""
     return (
         f"{len(exact)} of the {len(concerned)} architectures that can be built here and whose visual tokens enter a "
         f"causal decoder are exact in forward and generation ({len(exact) / max(1, len(concerned)):.0%}). "
-        f"{len(missing)} more need a package that is not installed, {others} have nothing to prune there."
+        f"{len(missing)} more need a package that is not installed, {others} have nothing to prune there.{failed}"
     )
 
 

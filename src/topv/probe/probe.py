@@ -112,9 +112,23 @@ def probe(recipe: Recipe, columns: tuple[str, ...] = COLUMNS) -> Outcome:
         outcome.family = "generic" if type(family) is Family else type(family).__name__
         model.set_attn_implementation("eager")
         bench = _Bench(recipe, model, family)
+        failure = _unpruned_failure(bench)
+        if failure is not None:
+            outcome.reason = f"fails unpruned: {REASONS['fails unpruned']} ({failure})"
+            return outcome
         for column in columns:
             _fill(outcome, column, bench)
     return outcome
+
+
+def _unpruned_failure(bench: _Bench) -> str | None:
+    """What the model raises without topv, or None."""
+    try:
+        with torch.no_grad():
+            bench.model(**bench.run([[7, "image", 6]]))
+    except Exception as error:  # Whatever a foreign model's code raises is a finding about that model.
+        return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return None
 
 
 def _fill(outcome: Outcome, column: str, bench: _Bench) -> None:

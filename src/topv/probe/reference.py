@@ -101,6 +101,9 @@ def _only_left(names: list[str], left: torch.Tensor) -> Any:
 
     def cut(name: str, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
+            if name == "relative_distance":
+                # Counted in the sequence that the layer sees.
+                return value[: len(columns), : len(columns)]
             dims = (2, 3) if name == "attention_mask" and value.ndim == 4 else (1,)
             if name == "position_ids" and value.ndim == 3:
                 dims = (2,)

@@ -101,6 +101,7 @@ class Forward:
         self.outcome = Outcome()
         self.mask: torch.Tensor | None = None
         self.cache: Any = None
+        self.held_before: dict[int, int] = {}
         self.rejoined: frozenset[int] = frozenset()
         self.stages: list[Stage] = []
         for number, layer in enumerate(layers if self.prunes else ()):

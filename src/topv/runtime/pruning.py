@@ -42,6 +42,7 @@ from .stage import Stage
 from .taps import tap_layer
 from .traced import can_trace, is_traced_step, short_step
 from .traced_prefill import TracedPrefill
+from .upstream import FirstGeneration, refuse_lone_token, refuse_unseen, warn_if_untested
 from .wrappers import PromptNote, mark_features
 
 __all__ = ["Pruning", "attach", "prune"]
@@ -72,9 +73,12 @@ class Pruning:
         self._can_trace = can_trace(family) and self.layer > 0 and not method.compact_early_layers
         self._prompts = PromptNote()
         self._compiled: CompiledPrefill | None = None
+        self._first = FirstGeneration(family)
         parts = (family.model, family.multimodal, family.generator)
         self._callable = [module for module in dict.fromkeys(parts) if module is not None]
+        warn_if_untested()
         refuse_compiled(family)
+        refuse_unseen(family)
         forget_compiled(family)
         for layer in self.layers:
             refuse_borrowing(family, layer)
@@ -322,6 +326,7 @@ class Pruning:
         batch, length = input_ids.shape
         cache = inputs.get(CACHE)
         past = 0 if cache is None else int(cache.get_seq_length())
+        refuse_lone_token(module, inputs, length=length, past=past)
         mask = prompt_mask(inputs.get(MASK))
         plan = None
         if length > 1 or past == 0:
@@ -414,6 +419,8 @@ class Pruning:
         if forward.prunes:
             refuse_other_layers(records, self.layers)
         forward.resume(records)
+        if self._first.is_due(forward):
+            self._first.note(forward)
 
     def _before_layer(
         self, index: int, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -475,6 +482,7 @@ class Pruning:
         forward = self._mine()
         if forward is None:
             return None
+        self._first.check(forward, module, signature.bind(args, kwargs), output)
         if len(forward.outcome.choices) < len(forward.stages) and forward.prunes:
             raise UnsupportedError(
                 f"{type(module).__name__} ended before its layer {self.layers[-1]}, where pruning was to begin."
