@@ -19,6 +19,7 @@ REASONS = {
     "not generative": "the model generates no text token by token",
     "missing package": "a package that transformers builds it with is not installed",
     "fails unpruned": "the model's own forward fails in this release of transformers",
+    "loop": "its decoder runs layers more than once, so there is no layer behind which tokens could leave",
     "window": "its attention window cannot be expressed once tokens are gone",
 }
 """The reasons, by name."""
@@ -35,6 +36,8 @@ def reason_against(model: nn.Module) -> str | None:
     can_generate: Any = getattr(model, "can_generate", None)
     if can_generate is not None and not can_generate() and not hasattr(model, "get_image_features"):
         return "not generative"
+    if (getattr(text, "loop_num_passes", None) or 1) > 1:
+        return "loop"
     try:
         decoder: nn.Module = find_decoder(model)
     except UnsupportedError:

@@ -9,7 +9,7 @@ from ..recipe import Recipe
 
 __all__ = ["RECIPE_MODULES", "recipes"]
 
-RECIPE_MODULES = ("fixed_grids", "tiles", "qwen", "glm", "windows", "hybrids", "others")
+RECIPE_MODULES = ("fixed_grids", "tiles", "qwen", "glm", "hunyuan", "discrete", "windows", "hybrids", "others")
 
 
 @lru_cache

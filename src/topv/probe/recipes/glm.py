@@ -200,45 +200,6 @@ class Ernie45VLMoe(PatchGridRecipe):
         return super().extra(model, inputs) | {"moe_mm_token_type_ids": image.long() + 2 * video.long()}
 
 
-class HunYuanVL(PatchGridRecipe):
-    """An image's placeholders also stand for a start, for the end of each row, and for an end."""
-
-    model_type = "hunyuan_vl"
-    video = False
-    frames_per_patch = 1
-
-    def config(self) -> Any:
-        from transformers import HunYuanVLConfig
-
-        rope = {
-            "rope_type": "dynamic",
-            "rope_theta": 10000.0,
-            "factor": 1.0,
-            "alpha": 4.0,
-            "mrope_section": [1, 1, 1, 1],
-        }
-        text = DECODER | {"head_dim": 8, "rope_parameters": rope}
-        vision = PLAIN_TOWER | {"max_image_size": 64, "out_hidden_size": 32}
-        ids = {
-            "image_token_id": self.image_id,
-            "im_start_id": self.start[0],
-            "im_end_id": self.end[0],
-            "im_newline_id": 9,
-        }
-        return HunYuanVLConfig(text_config=text, vision_config=vision, **ids)
-
-    def randomise(self, model: Any) -> None:
-        super().randomise(model)
-        merger = model.model.vision_tower.patch_merger
-        with torch.no_grad():
-            for vector in (merger.image_begin, merger.image_end, merger.image_newline, merger.image_sep):
-                vector.normal_(0, 0.25)
-
-    def tokens(self, kind: str) -> list[int]:
-        _, height, width = self.grids[kind]
-        return [*self.start, *[self.image_id] * (height // 2 * (width // 2 + 1) + 2), *self.end]
-
-
 class PaddleOcrVL(PatchGridRecipe):
     model_type = "paddleocr_vl"
     video = False
@@ -340,7 +301,6 @@ RECIPES: tuple[Recipe, ...] = (
     GlmOcr(),
     Glm5Next(),
     Ernie45VLMoe(),
-    HunYuanVL(),
     PaddleOcrVL(),
     KimiK25(),
     Dots3Note(),
