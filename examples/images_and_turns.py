@@ -3,6 +3,7 @@
 python examples/images_and_turns.py
 
 The bundled model was trained on one image at a time: look at what is kept and cached rather than at its answers.
+Before transformers 5.24 the argument `cache` is called `past_key_values`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main() -> None:
     turn = read([first.image, second.image], first.questions[0].prompt)
     cache = DynamicCache(config=model.config.text_config)
     with topv.prune(model, topv.TopV(keep=0.5)) as pruning:
-        said = model.generate(**turn, past_key_values=cache, max_new_tokens=16, do_sample=False)
+        said = model.generate(**turn, cache=cache, max_new_tokens=16, do_sample=False)
         length = turn["input_ids"].shape[1]
         print(first.questions[0].prompt, processor.decode(said[0, length:], skip_special_tokens=True).strip())
         print(f"first turn: {len(pruning.kept_positions[0])} of {pruning.report().visual_tokens} visual tokens kept")
@@ -40,7 +41,7 @@ def main() -> None:
             input_ids=whole,
             attention_mask=torch.ones_like(whole),
             pixel_values=turn["pixel_values"],
-            past_key_values=cache,
+            cache=cache,
             max_new_tokens=16,
             do_sample=False,
         )

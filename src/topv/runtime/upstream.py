@@ -126,7 +126,9 @@ class FirstGeneration:
             self._unchecked.discard(True)
             return
         grown = {}
-        for layer, before in forward.held_before.items():
+        for layer in self._layers:
+            # Nothing was noted of a cache that the decoder made itself.
+            before = forward.held_before.get(layer, 0)
             expected = forward.outcome.lengths.get(layer, before + forward.length)
             if (now := held(cache, layer)) != expected:
                 grown[layer] = (now, expected)
@@ -135,8 +137,8 @@ class FirstGeneration:
             raise _unseen(
                 f"what decoder layer {layer} keeps",
                 module,
-                f"its KV cache holds {now} entries where {expected} were expected, {forward.held_before[layer]} of "
-                "them from before",
+                f"its KV cache holds {now} entries where {expected} were expected, "
+                f"{forward.held_before.get(layer, 0)} of them from before",
             )
         self._unchecked.discard(forward.past == 0)
 

@@ -4,7 +4,7 @@ Its compiled operators cannot be loaded there, and importing it fails since it r
 operators' names are declared instead; image transforms work, and an operator that is called still fails. Nothing is
 changed where torchvision imports as it is.
 
-Run it with the interpreter of the environment that `make test-lmms` creates, never with another.
+Run it with the interpreter of an environment that a make target has created, never with another.
 """
 
 from __future__ import annotations
