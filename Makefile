@@ -56,7 +56,7 @@ test-newest: $(STAMP)
 	$(NEWEST)/bin/python -m pip install --quiet '$(TORCH)'
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager '$(TORCH)' torchvision --editable '.[dev]'
 	$(NEWEST)/bin/python tests/repair_torchvision.py
-	$(NEWEST)/bin/python tests/drift.py --pinned $(BIN)/python $(CORE)
+	TOPV_NEEDED=torchvision $(NEWEST)/bin/python tests/drift.py --pinned $(BIN)/python $(CORE)
 
 # The bridge to lmms-eval, in an environment with it (2.5 GB). Warnings are lmms-eval's own.
 test-lmms: $(LMMS_STAMP)

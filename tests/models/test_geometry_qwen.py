@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers.models.minicpmv4_6 import modeling_minicpmv4_6
 
+from needs import need
 from topv.errors import LayoutError
 from topv.layout import Grid, VisualLayout
 from topv.models.family import Family
@@ -107,7 +108,7 @@ def model_of(case: Case, models: dict[str, Any]) -> Any:
 
 def processor_of(case: Case, **settings: Any) -> Any:
     if case.torchvision:
-        pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+        need("torchvision")
     module, _, name = case.processor.partition(":")
     return getattr(importlib.import_module(f"transformers.models.{module}"), name)(**(case.settings | settings))
 
@@ -264,7 +265,7 @@ VIDEO_PROCESSORS = {
 @pytest.mark.parametrize("model_type", VIDEO_PROCESSORS)
 def test_video_processors_cut_up_frames_as_images(model_type: str) -> None:
     """So that the videos of the tests above, which the image processors cut up, are what these would make."""
-    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    need("torchvision")
     case = next(case for case in CASES if case.model_type == model_type)
     recipe = recipes()[model_type]
     frames = [canvas((4, 3), place, 8) for place in [(0, 2), (3, 1), (1, 1)]]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from architectures import recipe_of
+from needs import need
 from topv.errors import LayoutError
 from topv.layout import VisualLayout
 from topv.models.registry import family_of
@@ -276,7 +277,7 @@ def test_gemma4(size: tuple[int, int], block: tuple[float, float], video: bool) 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("size", [(64, 64), (48, 96), (96, 40)])
 def test_gemma4_unified(size: tuple[int, int], block: tuple[float, float]) -> None:
-    pytest.importorskip("torchvision")
+    need("torchvision")
     from transformers.models.gemma4_unified.image_processing_gemma4_unified import Gemma4UnifiedImageProcessor
 
     processor = Gemma4UnifiedImageProcessor(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
@@ -317,7 +318,7 @@ def test_llama4(shape: tuple[int, int], block: tuple[float, float], backend: str
             tiles = cut(as_tensor(images[0]), 24)
             whole = [as_tensor(images[0], (24, 24))] if len(tiles) > 1 else []
             return torch.stack([*tiles, *whole, as_tensor(images[1])])
-        pytest.importorskip("torchvision")
+        need("torchvision")
         from transformers.models.llama4.image_processing_llama4 import Llama4ImageProcessor
 
         made = Llama4ImageProcessor(size={"height": 24, "width": 24}, max_patches=4)(images, return_tensors="pt")
@@ -358,7 +359,7 @@ def test_lfm2_vl(shape: tuple[int, int], block: tuple[float, float], backend: st
         images = [picture(*size, block), picture(16, 32, None)]
         if backend == "by hand":
             return by_hand(images)
-        pytest.importorskip("torchvision")
+        need("torchvision")
         from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 
         processor = Lfm2VlImageProcessor(
@@ -396,7 +397,7 @@ def test_molmo2(shape: tuple[int, int], block: tuple[float, float], backend: str
     def made(block: tuple[float, float] | None) -> dict[str, torch.Tensor]:
         images = [picture(24, 24, None), picture(24 * shape[0], 24 * shape[1], block)]
         if backend == "processor":
-            pytest.importorskip("torchvision")
+            need("torchvision")
             from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
 
             processor = Molmo2ImageProcessor(
