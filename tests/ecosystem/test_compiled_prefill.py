@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import topv
 from ecosystem.bench import bench, relative_error
 from kv_caches import with_cache
 from topv.errors import InputError
+from topv.methods import Evidence
 from topv.runtime.arguments import output_cache
 
 SINGLE = [[7, "image", 6]]
@@ -149,9 +151,9 @@ def test_a_trace_in_another_thread_is_not_taken_for_ones_own() -> None:
         want = tiny.model(**text).logits
         with topv.prune(tiny.model, TOPV) as pruning:
             pruning.compile_prefill(backend="eager")
-            assert pruning._compiled is not None
+            assert pruning._session.compiled is not None
             # As it stands while another thread is inside the graph.
-            pruning._compiled.traced = object()  # type: ignore[assignment]
+            pruning._session.compiled.traced = object()  # type: ignore[assignment]
             assert torch.equal(tiny.model(**text).logits, want)
 
 
@@ -187,3 +189,25 @@ def test_what_cannot_be_one_graph_is_refused() -> None:
             pruning.compile_prefill()
         with pytest.raises(InputError, match="max_new_tokens of at least 1"):
             pruning.static_cache(tiny.prompt(SINGLE), max_new_tokens=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class First(topv.Method):
+    """Keeps the first tokens of each grid."""
+
+    def score(self, evidence: Evidence, count: int) -> torch.Tensor:
+        places = torch.arange(len(evidence.coordinates), dtype=torch.float32)
+        return -places.expand(len(evidence.images), -1)
+
+
+@pytest.mark.slow
+def test_positions_whose_next_label_is_scored_stay_in_a_graph() -> None:
+    """The last token of a picture foretells the first word behind it."""
+    tiny = bench("llava")
+    inputs = tiny.prompt(SINGLE)
+    ids = inputs["input_ids"]
+    inputs["labels"] = ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - 6, -100)
+    _, plain = prefill(tiny, inputs, First(keep=3))
+    _, compiled = prefill(tiny, inputs, First(keep=3), backend="eager")
+    last = ids.shape[1] - 7
+    assert plain.kept_positions[0].tolist() == compiled.kept_positions[0].tolist() == [7, 8, last]

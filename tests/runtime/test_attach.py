@@ -14,7 +14,7 @@ import topv
 from kv_caches import with_cache
 from module_snapshot import snapshot
 from tiny_models import prompt, shared_llava, tiny_llava
-from topv.runtime.forward import current_forward
+from topv.runtime.eager import current_forward
 
 INPUTS = [[3, "image", 4], [2, "image", 1, "image", 3]]
 

@@ -6,6 +6,7 @@ hands to such kernels, checks it the way they read it, and computes the attentio
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ import topv
 from kv_caches import with_cache
 from reference import generated_reference, masked_forward, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, prompt, shared_llava, tiny_llava
+from topv.models import family_of
+from topv.runtime.opening import open_call
+from topv.runtime.refusals import refuse_windows
 
 NAME = "flash_stand_in"
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]
@@ -117,3 +121,16 @@ def test_several_pruning_layers(model: Any, method: topv.Method) -> None:
     assert len(kept) == 3
     assert all(torch.equal(a, b) for at in kept for a, b in zip(kept[at], want_kept[at], strict=True))
     assert relative_error(got, want) <= 1e-5
+
+
+@pytest.mark.parametrize(("beyond", "refused"), [(0, False), (1, True)])
+def test_a_window_as_long_as_the_prompt_hides_nothing(beyond: int, refused: bool, monkeypatch: Any) -> None:
+    """The last query of a prompt as long as the window still sees the first key."""
+    model, inputs = shared_llava(), prompt([[3, "image", 4]])
+    family = family_of(model)
+    length = inputs["input_ids"].shape[1]
+    monkeypatch.setattr(type(family), "window", lambda self, layer: length - beyond)
+    monkeypatch.setattr(type(family.text_config), "_attn_implementation", "flash_attention_2", raising=False)
+    call = open_call(family, topv.TopV(keep=0.5), (2,), model, inputs)
+    with pytest.raises(topv.UnsupportedError, match="more than the attention window") if refused else nullcontext():
+        refuse_windows(call)

@@ -15,7 +15,7 @@ from kv_caches import with_cache
 from reference import masked_forward, positions, pruned_columns, relative_error
 from tiny_models import IMAGE_TOKEN, TOKENS, VOCABULARY, prompt, shared_llava, tiny_llava
 from topv.models import family_of
-from topv.runtime.forward import current_forward
+from topv.runtime.eager import current_forward
 
 SINGLE = [[3, "image", 4]]
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]

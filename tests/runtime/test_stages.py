@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import topv
+from architectures import expands_images
 from ecosystem.bench import STEPS, bench
 from exactness_settings import uncompiled
 from kv_caches import with_cache
@@ -306,6 +307,7 @@ def test_crop_reset_and_copies() -> None:
             model(input_ids=turn, **with_cache(cache))
 
 
+@expands_images
 def test_beams() -> None:
     model, inputs = shared_llava(LAYERS), prompt(BATCH)
     with topv.prune(model, topv.PyramidDrop(keep=0.4)) as pruning:

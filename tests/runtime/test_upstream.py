@@ -16,6 +16,7 @@ from kv_caches import with_cache
 from tiny_models import prompt, tiny_llava
 from topv.runtime import upstream
 from topv.runtime.arguments import CACHE, HIDDEN_STATES, MASK, Signature, is_cache, output_cache
+from topv.runtime.eager import current_forward
 from topv.runtime.record import held
 
 PADDED: list[list[Any]] = [[3, "image", 4], [2, "image", "image", 2]]
@@ -117,7 +118,7 @@ def test_a_cache_that_layers_get_out_of_sight_is_refused(method: topv.Method) ->
     said = f"does not see the KV cache.*transformers {transformers.__version__}.*tested with transformers 5.16 to 5.24"
     with pytest.raises(topv.UnsupportedError, match=said):
         generated(model, method)
-    assert topv.runtime.pruning.current_forward() is None
+    assert current_forward() is None
 
 
 def test_a_layer_without_a_cache_is_refused_when_attaching() -> None:

@@ -74,6 +74,10 @@ class Signature:
                 given[word] = given.pop(found)
         return given
 
+    def first(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The module's first argument: hidden states, for a module that takes them; None where it was left out."""
+        return args[0] if args else kwargs.get(self.names[0]) if self.names else None
+
     def rebuild(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], changed: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

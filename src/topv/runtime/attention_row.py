@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import UnsupportedError
 from .arguments import CACHE, HIDDEN_STATES, MASK, Signature
+from .compaction import Compaction, gather_arguments
 from .masks import visible
 from .record import mask_sizes
 
@@ -145,7 +146,7 @@ def attention_to_tokens(
         queries = torch.arange(length, device=hidden.device).expand(batch, -1) if whole_map else rows
         call = dict(arguments)
         if not whole_map:
-            call = {name: _take_rows(value, rows, batch, length) for name, value in arguments.items()}
+            call = gather_arguments(arguments, Compaction(rows, None, length), batch)
         before = torch.zeros_like(raters.rows[:, :1]) if whole_map else raters.rows[:, some]
         call[CACHE] = _Replay(tap.keys, tap.values, before + past)
         call[MASK] = _additive_mask(hidden, mask, queries, past=past, width=width)
@@ -225,18 +226,6 @@ def _over_all_heads(attention: nn.Module, mean: torch.Tensor) -> torch.Tensor:
     mean = mean.contiguous()
     torch.distributed.all_reduce(mean, group=mesh.get_group() if mesh.ndim == 1 else mesh["tp"].get_group())
     return mean / (mesh.size() if mesh.ndim == 1 else mesh["tp"].size())
-
-
-def _take_rows(value: Any, rows: torch.Tensor, batch: int, length: int) -> Any:
-    """Keep `rows` (B, R) of each sample of every (batch or 1, length, ...) tensor inside `value`."""
-    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[1] == length:
-        if value.shape[0] in (1, batch):
-            index = torch.arange(batch, device=value.device).unsqueeze(1)
-            return value.expand(batch, *value.shape[1:])[index, rows.to(value.device)]
-        return value
-    if isinstance(value, tuple):
-        return tuple(_take_rows(item, rows, batch, length) for item in value)
-    return value
 
 
 def _additive_mask(

@@ -16,7 +16,7 @@ from ..methods import TARGETS, Method
 from ..models import Family
 from .arguments import CACHE, Signature, output_cache
 from .compaction import Choice, Compaction
-from .forward import Forward
+from .eager import EagerForward
 from .traced_prefill import TracedPrefill
 from .wrappers import Wrapper
 
@@ -46,7 +46,7 @@ class CompiledPrefill:
     """
 
     def __init__(
-        self, family: Family, method: Method, running: Callable[[], Forward | None], options: dict[str, Any]
+        self, family: Family, method: Method, running: Callable[[], EagerForward | None], options: dict[str, Any]
     ) -> None:
         decoder = family.language_model
         implementation = str(family.text_config._attn_implementation)
@@ -89,14 +89,14 @@ class CompiledPrefill:
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         # A compiler around the whole model, or around a decoding step, traces the decoder's own forward.
         running = None if torch.compiler.is_compiling() else self._running()
-        if running is None or not running.prunes or running.past:
+        if running is None or not running.call.prunes or running.call.past:
             return self._usual(*args, **kwargs)
         states = kwargs.get("inputs_embeds")
         if not isinstance(states, torch.Tensor):
             return self._usual(*args, **kwargs)
         self._refuse_lost_graphs(states.device, kwargs)
         with self._turn:
-            self.traced = traced = TracedPrefill(running, states.device)
+            self.traced = traced = TracedPrefill(running.call, states.device)
             try:
                 output = self._compiled(*args, **kwargs)
             finally:
@@ -114,7 +114,7 @@ class CompiledPrefill:
                 "another mode."
             )
 
-    def _hand_over(self, traced: TracedPrefill, running: Forward, output: Any, states: torch.Tensor) -> None:
+    def _hand_over(self, traced: TracedPrefill, running: EagerForward, output: Any, states: torch.Tensor) -> None:
         """Give the running forward what its own hooks would have left there."""
         index, finite = traced.index, traced.finite
         if index is None or finite is None:
@@ -122,17 +122,17 @@ class CompiledPrefill:
         (stage,) = running.stages
         stage.finite.expect(finite)
         # What a graph has returned it may overwrite when it runs again.
-        stage.compaction = Compaction(index.clone(), traced.valid, traced.length)
+        stage.slots.compaction = Compaction(index.clone(), traced.valid, traced.length)
         choice = Choice()
         for kept, recovered, importance in zip(traced.kept, traced.recovered, traced.importance, strict=True):
             choice.add(kept.clone(), recovered.clone(), None if importance is None else importance.clone())
-        running.outcome.choices = [choice]
-        running.outcome.element_size = states.element_size()
+        running.facts.choices = [choice]
+        running.facts.element_size = states.element_size()
         for layer in range(len(self._family.layers)):
             if self._family.keeps_keys(layer):
-                running.outcome.lengths[layer] = traced.length if layer < traced.layer else traced.short
-        if running.cache is None:
-            running.cache = output_cache(output)
+                running.facts.lengths[layer] = traced.length if layer < traced.layer else traced.short
+        if running.call.cache is None:
+            running.call.cache = output_cache(output)
 
 
 def pruned_static_cache(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from .. import ranking
 from ..errors import EvidenceError
-from ..layout import coordinates
-from ..methods import TARGETS, Evidence, Method
+from ..layout import Grid
+from ..methods import TARGETS
 from .arguments import HIDDEN_STATES, MASK
 from .attention_row import KeyTap, Raters, attention_to_tokens, run_eagerly
-from .plan import Bucket, PrefillPlan, Section
+from .call import Call
+from .plan import Bucket
 from .raters import gather_marked, last_token
+from .slots import Slots
 
-if TYPE_CHECKING:
-    from .stage import Stage
-
-__all__ = ["EvidenceReader", "FiniteCheck"]
+__all__ = ["EvidenceReader"]
 
 _ENCODER_TARGETS = tuple(f"encoder_{name}" for name in TARGETS)
 
@@ -28,11 +28,9 @@ class EvidenceReader:
     """What was read of one prefill's visual tokens on their way through the layer before they are pruned.
 
     Args:
-        plan: the prefill's plan.
-        method: the method that will score the tokens.
-        past: columns that were in the KV cache before.
+        call: the prefill, whose method will score the tokens.
         number: how many pruning layers come before.
-        before: the stage that the layer is in, or None where it sees every column.
+        before: what the layer holds, or None where it sees every column.
 
     Attributes:
         keys: the keys that the tapped attention module works with, while it runs.
@@ -40,15 +38,13 @@ class EvidenceReader:
         encoder: by kind of picture, then by name, what was read in the vision tower, a row for each placeholder.
     """
 
-    def __init__(
-        self, plan: PrefillPlan, method: Method, past: int, *, number: int = 0, before: Stage | None = None
-    ) -> None:
+    def __init__(self, call: Call, *, number: int = 0, before: Slots | None = None) -> None:
         self._number = number
         self._before = before
         self.raters: Raters | None = None
-        self._plan = plan
-        self._method = method
-        self._past = past
+        self._plan = call.require_plan
+        self._method = call.method
+        self._call = call
         self._flat: dict[torch.device, list[torch.Tensor]] = {}
         self._source: list[torch.Tensor] | None = None
         self._target: list[torch.Tensor] | None = None
@@ -100,23 +96,22 @@ class EvidenceReader:
         self._target = self.visual(hidden_states, copy=copy)
 
     @torch.no_grad()
-    def read_attention(self, attention: nn.Module, arguments: dict[str, Any], mask: torch.Tensor | None) -> None:
+    def read_attention(self, attention: nn.Module, arguments: dict[str, Any]) -> None:
         """Take the raters' attention in a module that has just run with `arguments`, beside its fast path.
 
         Args:
             attention: the attention module, whose keys were tapped.
             arguments: what it ran with.
-            mask: the forward's attention mask.
         """
-        tap, before = self.keys, self._before
+        tap, before, mask = self.keys, self._before, self._call.mask
         if tap is None:
             return
         self.keys = None
         width, hidden = 0 if tap.keys is None else tap.keys.shape[-2], arguments[HIDDEN_STATES]
-        past = min(self._past if before is None else before.held, width - hidden.shape[1])
+        past = min(self._call.past if before is None else before.held, width - hidden.shape[1])
         raters = self.raters or last_token(self._plan)
         if before is not None and before.is_short:
-            raters = Raters(before.slots_of(raters.rows.to(hidden.device, non_blocking=True)), raters.weights)
+            raters = Raters(before.of(raters.rows.to(hidden.device, non_blocking=True)), raters.weights)
             mask = before.key_mask(width, hidden.device)
         attended = attention_to_tokens(
             attention,
@@ -130,11 +125,11 @@ class EvidenceReader:
         self._attention = self._at_columns(attended, past)
 
     @torch.no_grad()
-    def run_attention(self, attention: nn.Module, arguments: dict[str, Any], mask: torch.Tensor | None) -> Any:
+    def run_attention(self, attention: nn.Module, arguments: dict[str, Any]) -> Any:
         """Run an attention module with its whole map computed, and take the last prompt token's attention from it."""
-        mask, last = _own_mask(arguments, mask), last_token(self._plan).rows[:, 0]
-        output, attention_row = run_eagerly(attention, arguments, last=last, past=self._past, mask=mask)
-        self._attention = self._at_columns(attention_row, self._past)
+        mask, last = _own_mask(arguments, self._call.mask), last_token(self._plan).rows[:, 0]
+        output, attention_row = run_eagerly(attention, arguments, last=last, past=self._call.past, mask=mask)
+        self._attention = self._at_columns(attention_row, self._call.past)
         return output
 
     def _at_columns(self, attended: torch.Tensor, past: int) -> torch.Tensor:
@@ -177,58 +172,37 @@ class EvidenceReader:
             TypeError: when the method returns something else.
         """
         bucket = self._plan.buckets[number]
-        pieces: dict[int, torch.Tensor] = {}
-        for section in bucket.sections:
-            evidence = self._evidence(number, section, device)
-            scores = self._method.score(evidence, min(bucket.counts[self._number], section.tokens))
-            _check_scores(scores, (len(section.grids), section.tokens), self._method)
-            pieces.update(zip(section.starts, scores.chunk(len(section.starts)), strict=True))
-        return torch.cat([pieces[start] for start in sorted(pieces)], dim=1) if len(pieces) > 1 else pieces[0]
+        grids = bucket.sections
+        sections = [section.on(device) for section in grids]
 
-    def _evidence(self, number: int, section: Section, device: torch.device) -> Evidence:
+        def read(which: int) -> dict[str, torch.Tensor | None]:
+            return self._read(number, sections[which], grids[which].grids, device)
+
+        return ranking.score(self._method, sections, read, bucket.counts[self._number])
+
+    def _read(
+        self, number: int, section: ranking.Section, grids: tuple[Grid, ...], device: torch.device
+    ) -> dict[str, torch.Tensor | None]:
+        """What was read of a section's tokens, by the fields of `Evidence`."""
+
         def cut(whole: list[torch.Tensor] | None) -> torch.Tensor | None:
-            if whole is None:
-                return None
-            states = whole[number].to(device)
-            parts = [states[:, start : start + section.tokens] for start in section.starts]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return None if whole is None else section.cut(whole[number].to(device))
 
-        attention = None
+        read = {"source": cut(self._source), "target": cut(self._target)}
+        samples = torch.tensor([grid.sample for grid in grids], device="cpu").to(device, non_blocking=True)
         if self._attention is not None:
-            samples = torch.tensor([grid.sample for grid in section.grids], device="cpu").unsqueeze(1)
-            columns = torch.stack([grid.columns for grid in section.grids])
-            attention = self._attention.to(device)[
-                samples.to(device, non_blocking=True), columns.to(device, non_blocking=True)
-            ]
-        source, target = cut(self._source), cut(self._target)
-        if source is not None and target is not None and source.shape[-1] > target.shape[-1]:
-            # Several residual streams side by side: what a layer reads is a mixture of them.
-            source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
-        target_name = next((name for name in _ENCODER_TARGETS if name in self._method.needs), "")
-        weights = self._encoded("encoder_weights", section, device)
-        text = text_mask = None
+            columns = torch.stack([grid.columns for grid in grids]).to(device, non_blocking=True)
+            read["attention"] = self._attention.to(device)[samples.unsqueeze(1), columns]
         if self._text is not None:
-            rows = torch.tensor([grid.sample for grid in section.grids], device="cpu").to(device, non_blocking=True)
-            text, text_mask = (states.to(device)[rows] for states in self._text)
-            if source is not None and text.shape[-1] > source.shape[-1]:
-                text = text.unflatten(-1, (-1, source.shape[-1])).mean(-2)
-        shape = section.grids[0].rows_and_columns
-        return Evidence(
-            rows_and_columns=shape,
-            coordinates=coordinates(shape).to(device, non_blocking=True),
-            images=tuple(grid.ordinal for grid in section.grids),
-            source=source,
-            target=target,
-            attention=attention,
-            encoder_source=self._encoded("encoder_source", section, device),
-            encoder_target=self._encoded(target_name, section, device),
-            encoder_attention=None if weights is None else weights.float().mean(-1),
-            text=text,
-            text_mask=text_mask,
-            previous=section.previous,
-        )
+            read["text"], read["text_mask"] = (states.to(device)[samples] for states in self._text)
+        target = next((name for name in _ENCODER_TARGETS if name in self._method.needs), "")
+        read["encoder_source"] = self._encoded("encoder_source", grids, device)
+        read["encoder_target"] = self._encoded(target, grids, device)
+        weights = self._encoded("encoder_weights", grids, device)
+        read["encoder_attention"] = None if weights is None else weights.float().mean(-1)
+        return read
 
-    def _encoded(self, name: str, section: Section, device: torch.device) -> torch.Tensor | None:
+    def _encoded(self, name: str, grids: tuple[Grid, ...], device: torch.device) -> torch.Tensor | None:
         """What the vision tower says of a section's tokens, (P * G, n, D), or None where it was not asked."""
         if name not in self._method.needs or self._placeholders is None:
             return None
@@ -250,57 +224,8 @@ class EvidenceReader:
             rows = torch.where(marks, marks.cumsum(1) - 1 + first, rows)
             states.append(own)
             before += expected
-        index = torch.stack([rows[grid.sample, grid.columns] for grid in section.grids])
+        index = torch.stack([rows[grid.sample, grid.columns] for grid in grids])
         return torch.cat(states)[index.to(states[0].device)].to(device)
-
-
-class FiniteCheck:
-    """Looks for NaN and infinity among visual tokens, without making a layer wait for the answer.
-
-    Args:
-        layer: the decoder layer that the tokens enter.
-    """
-
-    def __init__(self, layer: int) -> None:
-        self._layer = layer
-        self._pending: list[tuple[torch.Tensor, Any]] = []
-
-    def look(self, tokens: list[torch.Tensor]) -> None:
-        """Check `tokens`, as `expect`."""
-        self.expect(torch.stack([states.isfinite().all() for states in tokens]).all())
-
-    def expect(self, finite: torch.Tensor) -> None:
-        """Check a flag that says whether all were finite.
-
-        Raises:
-            EvidenceError: when it is false, on a CPU; on a GPU `finish` raises.
-        """
-        if not finite.is_cuda:
-            self._raise_unless(bool(finite))
-            return
-        # The copy is read when the forward ends, by when it has long arrived.
-        copied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(finite.device))
-        self._pending.append((copied, event))
-
-    def finish(self) -> None:
-        """Raise what a check on the device has found meanwhile.
-
-        Raises:
-            EvidenceError: when a visual token held NaN or infinity.
-        """
-        for copied, event in self._pending:
-            event.synchronize()
-            self._raise_unless(bool(copied))
-
-    def _raise_unless(self, finite: bool) -> None:
-        if not finite:
-            raise EvidenceError(
-                f"the visual tokens entering decoder layer {self._layer} hold NaN or infinity, so no method can rank "
-                "them. Look for an overflow in a lower layer (float16 is prone to it; try bfloat16 or float32) or for "
-                "NaN in the pixel values."
-            )
 
 
 def _evenly(tokens: torch.Tensor, bucket: Bucket) -> torch.Tensor:
@@ -317,12 +242,3 @@ def _evenly(tokens: torch.Tensor, bucket: Bucket) -> torch.Tensor:
 def _own_mask(arguments: dict[str, Any], mask: torch.Tensor | None) -> torch.Tensor | None:
     own = arguments.get(MASK)
     return own if isinstance(own, torch.Tensor) and own.ndim == 4 else mask
-
-
-def _check_scores(scores: Any, shape: tuple[int, int], method: Method) -> None:
-    if not isinstance(scores, torch.Tensor) or scores.shape != shape or not scores.is_floating_point():
-        shown = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise TypeError(
-            f"{type(method).__name__}.score() returned {shown}, expected a floating-point tensor of shape {shape}: one "
-            "score for each visual token of each grid."
-        )

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .forward import Forward
+from .call import Call
+from .compaction import Compaction
 
 __all__ = ["scatter_output"]
 
 
-def scatter_output(output: Any, forward: Forward) -> Any:
-    """The decoder's output with every shortened state put back at its prompt positions."""
-    plan, depth = forward.plan, len(forward.family.layers)
-    if plan is None or all(stage.compaction is None for stage in forward.stages):
+def scatter_output(output: Any, call: Call, compactions: Sequence[Compaction | None]) -> Any:
+    """The decoder's output with every shortened state put back at its prompt positions.
+
+    Args:
+        output: what the decoder returned.
+        call: the forward.
+        compactions: for each decoder layer, from its slots to the forward's columns; None where it saw all of them.
+    """
+    plan, depth = call.plan, len(compactions)
+    if plan is None or all(compaction is None for compaction in compactions):
         return output
 
     def full(state: Any, layer: int) -> Any:
         """What decoder layer `layer` has put out, at its prompt positions."""
-        stage = forward.stage(layer)
-        compaction = None if stage is None else stage.compaction
+        compaction = compactions[layer]
         if compaction is None:
             return state
-        rejoined = depth - 1 in forward.rejoined
+        rejoined = depth - 1 in call.rejoined
         if rejoined and isinstance(state, torch.Tensor) and state.shape[1] == compaction.length:
             state = compaction.gather(state)
         # A decoder may have gone on with the last positions alone, whose logits were asked for.

@@ -8,8 +8,9 @@ from functools import cached_property
 
 import torch
 
+from .. import ranking
 from ..errors import LayoutError, UnsupportedError
-from ..layout import Grid, VisualLayout
+from ..layout import Grid, VisualLayout, coordinates
 from ..methods import Method
 from ..models import Family
 from .targets import budget_counts, kept_counts
@@ -19,7 +20,7 @@ __all__ = ["Bucket", "PrefillPlan", "Section", "build_plan"]
 
 @dataclass(frozen=True)
 class Section:
-    """The grids of one shape in a bucket's groups, to be judged in one batched solve.
+    """The grids of one shape in a bucket's groups.
 
     Attributes:
         starts: where each of the P grids of a group begins among the group's tokens.
@@ -33,6 +34,18 @@ class Section:
     def tokens(self) -> int:
         """Visual tokens n in each grid."""
         return self.grids[0].tokens
+
+    def on(self, device: torch.device) -> ranking.Section:
+        """What ranking must know of these grids, with its tensors on `device`."""
+        shape = self.grids[0].rows_and_columns
+        return ranking.Section(
+            starts=self.starts,
+            tokens=self.tokens,
+            rows_and_columns=shape,
+            coordinates=coordinates(shape).to(device, non_blocking=True),
+            images=tuple(grid.ordinal for grid in self.grids),
+            previous=self.previous,
+        )
 
     @property
     def previous(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from ..methods import Method
 from ..models import Family
 from ..models.reasons import REASONS
 from .arguments import CACHE, MASK
-from .forward import Forward
+from .call import Call
 from .record import CacheRecord
 
 __all__ = [
@@ -48,18 +48,19 @@ def refuse_packed(inputs: dict[str, Any]) -> None:
         )
 
 
-def refuse_windows(family: Family, forward: Forward) -> None:
+def refuse_windows(call: Call) -> None:
     """A flash kernel counts a sliding window in the keys it is given, not in the columns of the unpruned prompt.
 
     Raises:
         UnsupportedError: when keys would leave a window too late.
     """
-    if not forward.is_flash or not forward.stages:
+    if not call.is_flash:
         return
-    windows = [w for i in range(forward.stages[0].layer, len(family.layers)) if (w := family.window(i)) is not None]
-    if windows and forward.past + forward.length > min(windows):
+    family = call.family
+    windows = [w for i in range(call.layers[0], len(family.layers)) if (w := family.window(i)) is not None]
+    if windows and call.past + call.length > min(windows):
         raise UnsupportedError(
-            f"the prompt has {forward.past + forward.length} columns, more than the attention window of "
+            f"the prompt has {call.past + call.length} columns, more than the attention window of "
             f"{min(windows)}, and {family.text_config._attn_implementation} cannot measure a window in the columns of "
             "the unpruned prompt. Load the model with attn_implementation='sdpa', 'eager' or 'flex_attention', or "
             "shorten the prompt."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,16 +12,34 @@ from ..errors import UnsupportedError
 from ..layout import Grid
 from ..methods import Method
 from ..models import Family
-from .forward import Outcome
+from .compaction import Choice
 from .plan import PrefillPlan
 from .report import Report
 from .targets import Cost, cached, prefill_cost
 
-__all__ = ["Results"]
+__all__ = ["PrefillFacts", "Results"]
+
+
+@dataclass
+class PrefillFacts:
+    """What a prefill chose, and what it left in the cache.
+
+    Attributes:
+        lengths: for each layer that keeps keys, by its index, the entries in its KV cache after the prefill (or that
+            it would hold, without a cache).
+        entry_bytes: for each of them, bytes of one entry over the batch.
+        choices: what was chosen, stage by stage; empty when nothing was.
+        element_size: bytes per number in the hidden states, and so in the KV cache.
+    """
+
+    lengths: dict[int, int] = field(default_factory=dict)
+    entry_bytes: dict[int, int] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    element_size: int = 0
 
 
 class Results:
-    """The outcome of one prefill. Reading it copies from the device; running the model never waits for it.
+    """What one prefill kept, and why. Reading it copies from the device; running the model never waits for it.
 
     Args:
         family: the model's parts.
@@ -28,25 +47,25 @@ class Results:
         layers: the pruning layers.
         past: columns that were in the KV cache before.
         plan: what was to be pruned.
-        outcome: what was.
+        facts: what was.
     """
 
     def __init__(
-        self, family: Family, method: Method, layers: tuple[int, ...], past: int, plan: PrefillPlan, outcome: Outcome
+        self, family: Family, method: Method, layers: tuple[int, ...], past: int, plan: PrefillPlan, facts: PrefillFacts
     ) -> None:
         self._family = family
         self._method = method
         self._layers = layers
         self._past = past
         self.plan = plan
-        self._outcome = outcome
+        self._facts = facts
 
     def report(self) -> Report:
         """The counts, bytes and FLOPs of the prefill."""
-        plan, outcome, family = self.plan, self._outcome, self._family
+        plan, facts, family = self.plan, self._facts, self._family
         visual = plan.layout.visual_tokens
         stays = [sum(counts) for counts in zip(*(after for _, after in self.visual_tokens()), strict=True)]
-        entries = {index: outcome.entry_bytes.get(index) or self._entry_bytes(index) for index in outcome.lengths}
+        entries = {index: facts.entry_bytes.get(index) or self._entry_bytes(index) for index in facts.lengths}
         whole = self._past + plan.layout.length
         limits = family.cache_limits
         goal = self._method.goal
@@ -60,8 +79,8 @@ class Results:
             visual_tokens=visual,
             kept_tokens=stays[-1],
             stages=tuple(zip(self._layers, stays, strict=True)),
-            kv_bytes=sum(entries[i] * cached(n, limits[i]) for i, n in outcome.lengths.items()),
-            kv_bytes_unpruned=sum(entries[i] * cached(whole, limits[i]) for i in outcome.lengths),
+            kv_bytes=sum(entries[i] * cached(n, limits[i]) for i, n in facts.lengths.items()),
+            kv_bytes_unpruned=sum(entries[i] * cached(whole, limits[i]) for i in facts.lengths),
             visual_flops_reduction=self._flops_reduction(),
             target=None if goal is None else "{}={:g}".format(*goal),
             reached=() if goal is None else self._reached(goal[0]),
@@ -69,7 +88,7 @@ class Results:
 
     def _entry_bytes(self, layer: int) -> int:
         """Bytes of one entry in a layer's KV cache over the batch, where no cache was there to be read."""
-        return self._family.kv_widths[layer] * self.plan.layout.batch * self._outcome.element_size
+        return self._family.kv_widths[layer] * self.plan.layout.batch * self._facts.element_size
 
     def visual_tokens(self) -> list[tuple[int, tuple[int, ...]]]:
         """For each sample, its visual tokens at first and from each pruning layer on."""
@@ -80,7 +99,7 @@ class Results:
         for stage in range(stages):
             for sample, tokens in enumerate(whole):
                 short[sample][stage] = tokens
-        for stage, choice in enumerate(self._outcome.choices):
+        for stage, choice in enumerate(self._facts.choices):
             for bucket, indices in zip(self.plan.buckets, choice.kept, strict=True):
                 for group in bucket.groups:
                     short[group[0].sample][stage] -= bucket.tokens - indices.shape[1]
@@ -123,7 +142,7 @@ class Results:
         """For each sample, the columns of its visual tokens kept from the last pruning layer on, or from that behind
         `stage` others, ascending: LongTensor on the CPU."""
         columns = self._columns_left_alone()
-        kept = self._outcome.choices[stage].kept if self._outcome.choices else []
+        kept = self._facts.choices[stage].kept if self._facts.choices else []
         for bucket, indices in zip(self.plan.buckets, kept, strict=True):
             for group, kept in zip(bucket.groups, indices.cpu(), strict=True):
                 columns[group[0].sample].append(_columns(group)[kept] + self._past)
@@ -133,7 +152,7 @@ class Results:
         """For each sample, the kept columns that were recovered, ascending: LongTensor on the CPU."""
         columns: list[list[torch.Tensor]] = [[] for _ in range(self.plan.layout.batch)]
         for group, number, index in self._judged():
-            choice = self._outcome.choices[-1]
+            choice = self._facts.choices[-1]
             kept, recovered = choice.kept[number][index].cpu(), choice.recovered[number][index].cpu()
             columns[group[0].sample].append(_columns(group)[kept[recovered]] + self._past)
         return [_ascending(parts) for parts in columns]
@@ -144,9 +163,7 @@ class Results:
         that judged counts, since it judged all of them."""
         scored: dict[int, dict[int, torch.Tensor]] = {}
         for group, number, index in self._judged():
-            scores = next(
-                (c.importance[number] for c in self._outcome.choices if c.importance[number] is not None), None
-            )
+            scores = next((c.importance[number] for c in self._facts.choices if c.importance[number] is not None), None)
             if scores is not None:
                 pieces = scores[index].float().cpu().split([grid.tokens for grid in group])
                 for grid, piece in zip(group, pieces, strict=True):

@@ -12,16 +12,16 @@ from ..methods import TARGETS
 from ..models import Family
 from .arguments import CACHE, HIDDEN_STATES, Signature
 from .attention_row import KeyTap
-from .stage import Stage
-from .traced_prefill import TracedPrefill
+from .driver import Reader
+from .evidence import EvidenceReader
 from .wrappers import Wrapper
 
 __all__ = ["tap_layer"]
 
 _ATTENTIONS = {"attention_row", "attention_map", "attention_raters"}
 
-Tapped = Callable[[Any], "Stage | TracedPrefill | None"]
-"""Gives what to read for, from the states (B, T, D) at hand; None when there is nothing to read."""
+Tapped = Callable[[Any], "Reader | None"]
+"""Gives who reads, from the states (B, T, D) at hand; None when there is nothing to read."""
 
 
 def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped) -> list[Any]:
@@ -66,37 +66,37 @@ def tap_layer(family: Family, index: int, needs: Collection[str], tapped: Tapped
     return handles
 
 
-def _plain(stage: Any) -> Stage | None:
-    """A stage of a forward that is not being traced: attention weights are read in no graph."""
-    return stage if isinstance(stage, Stage) else None
+def _plain(reader: Any) -> EvidenceReader | None:
+    """The reader of a forward that is not being traced: attention weights are read in no graph."""
+    return reader if isinstance(reader, EvidenceReader) else None
 
 
 def _read_input(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     states: Any = signature.bind(args, kwargs).get(HIDDEN_STATES)
-    stage = tapped(states)
-    if stage is not None:
+    reader = tapped(states)
+    if reader is not None:
         # Nothing writes into what a module was given, so it need not be copied.
-        stage.evidence.read_target(states, copy=False)
+        reader.read_target(states, copy=False)
 
 
 def _read_output(tapped: Tapped, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     states = output[0] if isinstance(output, tuple) else output
-    stage = tapped(states)
-    if stage is not None:
-        stage.evidence.read_target(states, copy=True)
+    reader = tapped(states)
+    if reader is not None:
+        reader.read_target(states, copy=True)
 
 
 def _tap_keys(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     arguments = signature.bind(args, kwargs)
-    stage = _plain(tapped(arguments.get(HIDDEN_STATES)))
-    if stage is None:
+    reader = _plain(tapped(arguments.get(HIDDEN_STATES)))
+    if reader is None:
         return None
     tap = KeyTap(arguments.get(CACHE))
-    stage.evidence.keys = tap
+    reader.keys = tap
     return signature.rebuild(args, kwargs, {CACHE: tap})
 
 
@@ -104,9 +104,9 @@ def _read_attention(
     tapped: Tapped, signature: Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
     arguments = signature.bind(args, kwargs)
-    stage = _plain(tapped(arguments.get(HIDDEN_STATES)))
-    if stage is not None:
-        stage.evidence.read_attention(module, arguments, stage.run.mask)
+    reader = _plain(tapped(arguments.get(HIDDEN_STATES)))
+    if reader is not None:
+        reader.read_attention(module, arguments)
 
 
 def _run_eagerly(
@@ -119,7 +119,7 @@ def _run_eagerly(
 ) -> Any:
     """The attention module with its whole map computed, as FastV was published, in the place of its fast path."""
     arguments = signature.bind(args, kwargs)
-    stage = _plain(tapped(arguments.get(HIDDEN_STATES)))
-    if stage is None:
+    reader = _plain(tapped(arguments.get(HIDDEN_STATES)))
+    if reader is None:
         return usual(*args, **kwargs)
-    return stage.evidence.run_attention(module, arguments, stage.run.mask)
+    return reader.run_attention(module, arguments)

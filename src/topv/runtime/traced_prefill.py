@@ -6,38 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..layout import coordinates
-from ..methods import Evidence
-from ..selection import select
+from .. import ranking
 from .arguments import CACHE, HIDDEN_STATES, MASK
+from .call import Call
 from .compaction import Compaction, gather_arguments, stay_index
-from .forward import Forward
 from .masks import KeySlots, shorten_mask
 from .record import CacheRecord
 
 __all__ = ["TracedPrefill"]
-
-
-@dataclass
-class TracedSection:
-    """The grids of one shape in a bucket, with all that scoring them needs besides the states.
-
-    Attributes:
-        starts: where each grid of a group begins among the group's tokens.
-        tokens: visual tokens of a grid.
-        rows_and_columns: the grids' shape.
-        places: float32 (N, 2), each token's (row, column), on the states' device.
-        images: for each grid its number among its sample's grids.
-        previous: for each grid the number of the one in its place a frame earlier, or -1.
-    """
-
-    starts: tuple[int, ...]
-    tokens: int
-    rows_and_columns: tuple[int, int]
-    places: torch.Tensor
-    images: tuple[int, ...]
-    previous: tuple[int, ...]
 
 
 @dataclass
@@ -48,7 +26,7 @@ class TracedBucket:
         flat: LongTensor (G, N).
         protected: BoolTensor (G, N) or None.
         count: how many tokens of each group stay.
-        recovered: how many of them are recovered.
+        most_protected: the largest number of protected tokens in a group.
         sections: the grids, by shape.
         scores: float32 (G, N) of a method that needs no evidence, or None.
     """
@@ -56,8 +34,8 @@ class TracedBucket:
     flat: torch.Tensor
     protected: torch.Tensor | None
     count: int
-    recovered: int
-    sections: tuple[TracedSection, ...]
+    most_protected: int
+    sections: tuple[ranking.Section, ...]
     scores: torch.Tensor | None = None
 
 
@@ -67,20 +45,18 @@ class TracedPrefill:
     A compiler may look at everything here: numbers are compared from call to call, tensors are inputs of the graph.
 
     Args:
-        forward: the forward that it is a part of.
+        call: the forward that it is a part of.
         device: where the decoder runs.
     """
 
-    def __init__(self, forward: Forward, device: torch.device) -> None:
-        plan = forward.plan
-        if plan is None:
-            raise RuntimeError("this forward prunes nothing.")
-        self.method = forward.method
-        self.layer = forward.stages[0].layer
-        self.batch = forward.batch
-        self.length = forward.length
+    def __init__(self, call: Call, device: torch.device) -> None:
+        plan = call.require_plan
+        self.method = call.method
+        self.layer = call.layers[0]
+        self.batch = call.batch
+        self.length = call.length
         self.short = plan.length()
-        self.rejoined = forward.rejoined
+        self.rejoined = call.rejoined
         self.stays = plan.fixed.to(device)
         self.real = plan.real.to(device)
         self.valid: torch.Tensor | None = None
@@ -89,22 +65,10 @@ class TracedPrefill:
             self.valid = (torch.arange(self.short) >= self.short - lengths).to(device)
         self.buckets: list[TracedBucket] = []
         for bucket in plan.buckets:
-            recovered, (count,) = 0, bucket.counts
-            if count:
-                recovered = min(self.method.recovered(count, bucket.tokens), count - bucket.most_protected)
-            sections = tuple(
-                TracedSection(
-                    section.starts,
-                    section.tokens,
-                    section.grids[0].rows_and_columns,
-                    coordinates(section.grids[0].rows_and_columns).to(device),
-                    tuple(grid.ordinal for grid in section.grids),
-                    section.previous,
-                )
-                for section in bucket.sections
-            )
+            (count,) = bucket.counts
+            sections = tuple(section.on(device) for section in bucket.sections)
             protected = None if bucket.protected is None else bucket.protected.to(device)
-            self.buckets.append(TracedBucket(bucket.flat.to(device), protected, count, recovered, sections))
+            self.buckets.append(TracedBucket(bucket.flat.to(device), protected, count, bucket.most_protected, sections))
         self.source: list[torch.Tensor] | None = None
         self.target: list[torch.Tensor] | None = None
         if not self.method.needs:
@@ -119,10 +83,13 @@ class TracedPrefill:
 
     # ---- what hooks call while a compiler traces -----------------------------------------------------------------
 
-    @property
-    def evidence(self) -> TracedPrefill:
+    def reader(self, stage: int) -> TracedPrefill:
         """Where taps put what they read: here."""
         return self
+
+    def concerns(self, index: int) -> bool:
+        """Whether it is the layer before the pruning layer, or behind it."""
+        return index >= self.layer - 1
 
     def read_target(self, states: torch.Tensor, *, copy: bool) -> None:
         """Take the visual tokens at the method's target position, from (B, T, D)."""
@@ -138,6 +105,9 @@ class TracedPrefill:
         if index == self.layer:
             self._choose(hidden)
         return self._shorten(index, arguments)
+
+    def leave(self, module: nn.Module, inputs: dict[str, Any], output: Any) -> Any:
+        """Nothing: what was chosen is handed over when the graph has run."""
 
     def after_layer(self, index: int, output: Any) -> Any:
         """A short layer's output put back at its prompt positions, for a decoder that adds to it there."""
@@ -165,9 +135,9 @@ class TracedPrefill:
                 continue
             scores = self._scores(number, bucket) if bucket.scores is None else bucket.scores
             self.importance.append(scores if self.method.has_importance else None)
-            if bucket.protected is not None:
-                scores = scores.masked_fill(bucket.protected, float("inf"))
-            selection = select(scores, bucket.count, bucket.recovered)
+            selection = ranking.choose(
+                self.method, scores, bucket.count, protected=bucket.protected, most_protected=bucket.most_protected
+            )
             self.kept.append(selection.indices)
             self.recovered.append(selection.recovered)
             flat = flat.index_fill(0, bucket.flat.gather(1, selection.indices).flatten(), True)
@@ -175,18 +145,14 @@ class TracedPrefill:
         self.source = self.target = None
 
     def _scores(self, number: int, bucket: TracedBucket) -> torch.Tensor:
-        pieces: dict[int, torch.Tensor] = {}
-        for section in bucket.sections:
-            source = None if self.source is None else _cut(self.source[number], section)
-            target = None if self.target is None else _cut(self.target[number], section)
-            if source is not None and target is not None and source.shape[-1] > target.shape[-1]:
-                source = source.unflatten(-1, (-1, target.shape[-1])).mean(-2)
-            evidence = Evidence(
-                section.rows_and_columns, section.places, section.images, source, target, previous=section.previous
-            )
-            scores = self.method.score(evidence, min(bucket.count, section.tokens))
-            pieces.update(zip(section.starts, scores.chunk(len(section.starts)), strict=True))
-        return torch.cat([pieces[start] for start in sorted(pieces)], dim=1)
+        def read(which: int) -> dict[str, torch.Tensor | None]:
+            cut = bucket.sections[which].cut
+            return {
+                "source": None if self.source is None else cut(self.source[number]),
+                "target": None if self.target is None else cut(self.target[number]),
+            }
+
+        return ranking.score(self.method, bucket.sections, read, bucket.count)
 
     def _compaction(self) -> Compaction:
         if self.index is None:
@@ -225,8 +191,3 @@ class TracedPrefill:
         if self.valid is not None:
             slots = slots.masked_fill(~self.valid, -1)
         return CacheRecord(self.layer, self.length, slots, self.valid is not None, 0)
-
-
-def _cut(states: torch.Tensor, section: TracedSection) -> torch.Tensor:
-    """The tokens (P * G, n, D) of a section's grids, out of their groups' (G, N, D)."""
-    return torch.cat([states[:, start : start + section.tokens] for start in section.starts])

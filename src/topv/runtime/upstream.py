@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import UnsupportedError
 from ..models import Family
 from .arguments import CACHE, HIDDEN_STATES, MASK, Signature, output_cache
-from .forward import Forward
+from .eager import EagerForward
 from .record import held
 
 __all__ = ["NEWEST", "OLDEST", "FirstGeneration", "refuse_lone_token", "refuse_unseen", "warn_if_untested"]
@@ -95,15 +95,17 @@ class FirstGeneration:
         self._family = family
         self._unchecked = {True, False}
 
-    def is_due(self, forward: Forward) -> bool:
+    def is_due(self, forward: EagerForward) -> bool:
         """Whether a forward is yet to be looked at: the first that begins a cache, and the first that goes on."""
-        return (forward.past == 0) in self._unchecked
+        return (forward.call.past == 0) in self._unchecked
 
-    def note(self, forward: Forward) -> None:
+    def note(self, forward: EagerForward) -> None:
         """Remember what the cache holds before `forward`."""
-        forward.held_before = {} if forward.cache is None else {i: held(forward.cache, i) for i in self._layers}
+        forward.held_before = (
+            {} if forward.call.cache is None else {i: held(forward.call.cache, i) for i in self._layers}
+        )
 
-    def check(self, forward: Forward, module: nn.Module, inputs: Mapping[str, Any], output: Any) -> None:
+    def check(self, forward: EagerForward, module: nn.Module, inputs: Mapping[str, Any], output: Any) -> None:
         """Compare what the decoder returned, before topv changes anything in it, with what its layers were given.
 
         Args:
@@ -117,7 +119,7 @@ class FirstGeneration:
         """
         if not self.is_due(forward):
             return
-        cache = forward.cache
+        cache = forward.call.cache
         if cache is None:
             made = output_cache(output) is not None
             if made or (inputs.get("use_cache") is True and self._layers):
@@ -129,7 +131,7 @@ class FirstGeneration:
         for layer in self._layers:
             # Nothing was noted of a cache that the decoder made itself.
             before = forward.held_before.get(layer, 0)
-            expected = forward.outcome.lengths.get(layer, before + forward.length)
+            expected = forward.facts.lengths.get(layer, before + forward.call.length)
             if (now := held(cache, layer)) != expected:
                 grown[layer] = (now, expected)
         if grown:
@@ -140,7 +142,7 @@ class FirstGeneration:
                 f"its KV cache holds {now} entries where {expected} were expected, "
                 f"{forward.held_before.get(layer, 0)} of them from before",
             )
-        self._unchecked.discard(forward.past == 0)
+        self._unchecked.discard(forward.call.past == 0)
 
     @property
     def _layers(self) -> list[int]:

@@ -12,8 +12,8 @@ from torch import nn
 
 from ..models import Family
 from .arguments import Signature
+from .eager import EagerForward
 from .encoder_taps import EncoderTaps, note_states
-from .forward import Forward
 
 __all__ = ["PromptNote", "Wrapper", "mark_features"]
 
@@ -36,7 +36,7 @@ class Wrapper:
         vars(self._module).pop(self._name, None)
 
 
-def mark_features(family: Family, taps: EncoderTaps, running: Callable[[], Forward | None]) -> list[Wrapper]:
+def mark_features(family: Family, taps: EncoderTaps, running: Callable[[], EagerForward | None]) -> list[Wrapper]:
     """Let every encoded picture carry its layout, and what was read in the vision tower: `generate` encodes first, and
     hands on the features alone.
 
@@ -60,7 +60,7 @@ def _marking(
     kind: str,
     encode: Callable[..., Any],
     taps: EncoderTaps,
-    running: Callable[[], Forward | None],
+    running: Callable[[], EagerForward | None],
 ) -> Callable[..., Any]:
     @functools.wraps(encode)
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -74,7 +74,7 @@ def _marking(
                 output = encode(*args, **kwargs)
             note_states(output, states)
             forward = running()
-            if forward is not None and forward.prunes:
+            if forward is not None and forward.call.prunes:
                 forward.evidence.encoder[kind] = states
         family.mark(kind, inputs, output)
         return output

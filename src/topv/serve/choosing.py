@@ -9,11 +9,11 @@ from itertools import accumulate
 
 import torch
 
+from .. import ranking
 from ..budget import keep_count
 from ..errors import InputError
-from ..layout import Part, Picture, coordinates
-from ..methods import TARGETS, Evidence, Method
-from ..selection import select
+from ..layout import Picture, coordinates
+from ..methods import TARGETS, Method
 
 __all__ = ["Job", "budgets", "choose", "kept_tokens", "split_parts"]
 
@@ -87,10 +87,8 @@ def choose(jobs: Sequence[Job], method: Method, device: torch.device) -> list[to
         places = torch.stack(
             [torch.cat([jobs[n].picture.parts[part].positions for part in group]) for n, group in members]
         ).to(device)
-        scores = torch.cat(
-            [_scores(jobs, members, place, method, count, device) for place in range(len(members[0][1]))], dim=1
-        )
-        chosen = select(scores, count, min(method.recovered(count, places.shape[1]), count)).indices
+        scores = _scores(jobs, members, method, count, device)
+        chosen = ranking.choose(method, scores, count).indices
         for (number, _), row in zip(members, places.gather(1, chosen), strict=True):
             kept[number].append(row)
     return [torch.cat(parts).sort().values for parts in kept]
@@ -99,35 +97,41 @@ def choose(jobs: Sequence[Job], method: Method, device: torch.device) -> list[to
 def _scores(
     jobs: Sequence[Job],
     members: Sequence[tuple[int, tuple[int, ...]]],
-    place: int,
     method: Method,
     count: int,
     device: torch.device,
 ) -> torch.Tensor:
-    """Scores (G, n) of the part at `place` in each of G groups."""
-    pairs = [(jobs[number], group[place]) for number, group in members]
-    parts: list[Part] = [job.picture.parts[part] for job, part in pairs]
-    if method.uses_places and not all(part.spatial for part in parts):
-        raise InputError(f"{method!r} uses the places of visual tokens, and this image's have none.")
-
-    def read(name: str) -> torch.Tensor | None:
-        if name not in method.needs:
-            return None
-        # Infinities would make every score NaN, and an exception here would end the engine for all requests.
-        states = torch.stack([job.evidence[name][part].float() for job, part in pairs])
-        return torch.nan_to_num(states, nan=0.0, posinf=0.0, neginf=0.0)
-
-    shape = parts[0].rows_and_columns
+    """Scores (G, N) of G groups of parts that are alike, each a job's number and the numbers of its parts."""
     target = next((name for target in TARGETS if (name := f"encoder_{target}") in method.needs), None)
-    evidence = Evidence(
-        rows_and_columns=shape,
-        coordinates=coordinates(shape).to(device),
-        images=tuple(part for _, part in pairs),
-        source=read("source"),
-        encoder_source=read("encoder_source"),
-        encoder_target=None if target is None else read(target),
-    )
-    return method.score(evidence, min(count, parts[0].positions.numel()))
+    sections: list[ranking.Section] = []
+    first, parts = members[0]
+    start = 0
+    for place, number in enumerate(parts):
+        part = jobs[first].picture.parts[number]
+        shape, tokens = part.rows_and_columns, part.positions.numel()
+        images = tuple(group[place] for _, group in members)
+        sections.append(ranking.Section((start,), tokens, shape, coordinates(shape).to(device), images))
+        start += tokens
+
+    def read(which: int) -> dict[str, torch.Tensor | None]:
+        pairs = [(jobs[number], group[which]) for number, group in members]
+        if method.uses_places and not all(job.picture.parts[part].spatial for job, part in pairs):
+            raise InputError(f"{method!r} uses the places of visual tokens, and this image's have none.")
+
+        def states(name: str | None) -> torch.Tensor | None:
+            if name not in method.needs:
+                return None
+            # Infinities would make every score NaN, and an exception here would end the engine for all requests.
+            stacked = torch.stack([job.evidence[name][part].float() for job, part in pairs])
+            return torch.nan_to_num(stacked, nan=0.0, posinf=0.0, neginf=0.0)
+
+        return {
+            "source": states("source"),
+            "encoder_source": states("encoder_source"),
+            "encoder_target": states(target),
+        }
+
+    return ranking.score(method, sections, read, count)
 
 
 def _between(picture: Picture) -> torch.Tensor:
