@@ -15,9 +15,10 @@ from ..layout import Picture, VisualLayout
 from .encoded import Recalled, note, recall, refuse_lost
 from .flops import LayerFlops, layer_flops
 from .kv_width import kv_width
+from .runs import run_lengths
 from .tower import feeding_block
 
-__all__ = ["Family", "Handle", "ShortLayer", "find_decoder", "run_lengths"]
+__all__ = ["Family", "Handle", "ShortLayer", "find_decoder"]
 
 ATTENTIONS = ("self_attn", "attention", "self_attention")
 MIXERS = (*ATTENTIONS, "linear_attn", "conv", "mamba", "mixer")
@@ -402,24 +403,6 @@ def find_decoder(model: nn.Module) -> nn.Module:
     raise UnsupportedError(
         f"{type(model).__name__} has no `language_model.layers` list of decoder layers where topv can prune."
     )
-
-
-def run_lengths(marks: torch.Tensor) -> list[int]:
-    """Lengths of the unbroken runs of true entries in each row of (B, T), row by row.
-
-    >>> run_lengths(torch.tensor([[True, True, False, True]]))
-    [2, 1]
-    """
-    lengths: list[int] = []
-    for row in marks.tolist():
-        run = 0
-        for marked in [*row, False]:
-            if marked:
-                run += 1
-            elif run:
-                lengths.append(run)
-                run = 0
-    return lengths
 
 
 def _ids(config: Any, *names: str) -> frozenset[int]:

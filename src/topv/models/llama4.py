@@ -11,7 +11,7 @@ import torch
 from ..errors import LayoutError
 from ..layout import Picture
 from .family import Family, Handle, ShortLayer
-from .tile_runs import runs, tiled
+from .runs import runs, tiled
 
 __all__ = ["Llama4"]
 

@@ -9,7 +9,8 @@ import torch
 
 from ..errors import LayoutError, UnsupportedError
 from ..layout import VisualLayout
-from .family import Family, run_lengths
+from .family import Family
+from .runs import run_lengths
 from .tower import without_class_token
 
 __all__ = ["Llava"]
