@@ -10,7 +10,8 @@ import torch
 
 from ..errors import LayoutError
 from ..layout import Picture
-from .family import Family, Handle, ShortLayer
+from .decoder import Handle, ShortLayer
+from .family import Family
 from .runs import runs, tiled
 
 __all__ = ["Llama4"]

@@ -359,7 +359,7 @@ class Pruning:
                 layout = self._family.layout(placeholders, inputs)
             except LayoutError as error:
                 if recall(inputs).lost:
-                    raise refuse_lost(self._family.model) from error
+                    raise refuse_lost(self._family.model_name) from error
                 raise
         elif bool(placeholders.any()):
             raise LayoutError(
