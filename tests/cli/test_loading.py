@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from topv.errors import InputError, TopVError
-from topv.loading import load_model, open_image
+from topv.images import open_image
+from topv.loading import load_model
 
 
 def png(width: int, height: int) -> bytes:

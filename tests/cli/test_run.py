@@ -21,7 +21,8 @@ from topv.ask.batch import BatchAsker
 from topv.ask.job import JobItem, plan_batches, read_items
 from topv.cli.job_progress import ProgressLines
 from topv.errors import InputError
-from topv.loading import load_model, open_image
+from topv.images import open_image
+from topv.loading import load_model
 
 ROW = {"image", "prompt", "answer", "visual_tokens", "kept_tokens", "error"}
 

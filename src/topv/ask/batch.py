@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..errors import LayoutError
-from ..loading import MAX_PIXELS, open_image
+from ..images import MAX_PIXELS, open_image
 from ..methods import Method
 from ..models import family_of
 from ..runtime import Pruning, prune

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..loading import image_size
+from ..images import image_size
 
 __all__ = ["IMAGE_SUFFIXES", "JobItem", "digest", "plan_batches", "read_items"]
 

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         [args.method], keep=args.keep, visual_flops=args.visual_flops, kv_share=args.kv_share, layer=args.layer
     )
     from ..errors import InputError
-    from ..loading import load_model, open_image
+    from ..images import open_image
+    from ..loading import load_model
 
     if len(specs) != 1:
         raise InputError(f"--method {args.method!r} names {len(specs)} methods. `topv compare` runs several.")

@@ -61,7 +61,8 @@ def main() -> int:
     torch.set_num_threads(job["threads"])
     from ..ask.method_spec import parse_methods
     from ..ask.prompts import build_inputs
-    from ..loading import load_model, open_image
+    from ..images import open_image
+    from ..loading import load_model
     from ..measure.memory import profile_generation
     from ..measure.resident import ResidentMeter, settle, touch_weights
     from ..models import family_of

@@ -107,7 +107,7 @@ def _set_up() -> None:
     """The environment that vLLM's own command sets up, and a limit on images before they are decoded."""
     import os
 
-    from ..loading import MAX_PIXELS
+    from ..images import MAX_PIXELS
 
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_MAX_IMAGE_PIXELS", str(MAX_PIXELS))

@@ -89,10 +89,10 @@ def recall(inputs: Mapping[str, Any]) -> Recalled:
     return Recalled(arguments, pictures, copies, lost)
 
 
-def refuse_lost(model: Any) -> UnsupportedError:
+def refuse_lost(model_name: str) -> UnsupportedError:
     """The error for pictures whose layout is not known because their features were cut or brought along."""
     return UnsupportedError(
-        f"{type(model).__name__} was given encoded images whose layout topv does not know: `prefill_chunk_size` cut "
+        f"{model_name} was given encoded images whose layout topv does not know: `prefill_chunk_size` cut "
         "them into chunks, or they were encoded before the method was attached. Generate with prefill_chunk_size=None, "
         "and pass the pixel values that the processor returned."
     )

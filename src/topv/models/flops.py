@@ -11,14 +11,12 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from ..errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from .family import Family
+from .decoder import Decoder
 
 __all__ = ["LayerCount", "LayerFlops", "Scan", "is_linear", "layer_flops", "output_projection", "unwrapped"]
 
@@ -133,7 +131,7 @@ class LayerFlops:
         )
 
 
-def layer_flops(family: Family, index: int) -> LayerFlops:
+def layer_flops(decoder: Decoder, index: int) -> LayerFlops:
     """Read the FLOPs of decoder layer `index` off its modules.
 
     Linear maps count 2 * in_features * out_features per token, packed (quantized) or not, adapters included;
@@ -144,16 +142,16 @@ def layer_flops(family: Family, index: int) -> LayerFlops:
     Raises:
         UnsupportedError: when the layer holds parameters whose use is not known, or a recurrence without a formula.
     """
-    layer: Any = family.layers[index]
-    recurrent = family.is_recurrent(index)
-    mixing = recurrent or family.keeps_keys(index)
-    mixer: Any = family.attention(layer) if mixing else None
+    layer: Any = decoder.layers[index]
+    recurrent = decoder.is_recurrent(index)
+    mixing = recurrent or decoder.keeps_keys(index)
+    mixer: Any = decoder.attention(layer) if mixing else None
     in_mixer = set(mixer.modules()) if mixing else set()
-    in_moe = _moe_modules(family, layer)
+    in_moe = _moe_modules(decoder, layer)
     sums = dict.fromkeys(("projections", "latents", "mlp", "moe", "text_moe"), 0)
     scan = Scan()
     for name, module in layer.named_modules():
-        size = _size(family, layer, name, module)
+        size = _size(decoder, layer, name, module)
         if isinstance(size, Scan):
             scan += size
         elif module in in_mixer:
@@ -164,20 +162,20 @@ def layer_flops(family: Family, index: int) -> LayerFlops:
         else:
             sums["mlp"] += size
     if recurrent:
-        scan += _recurrence(family, mixer)
-    products = _products(family, mixer) if mixing and not recurrent else 0
+        scan += _recurrence(decoder, mixer)
+    products = _products(decoder, mixer) if mixing and not recurrent else 0
     return LayerFlops(**sums, products=products, scan=None if scan == Scan() else scan)
 
 
-def _size(family: Family, layer: Any, name: str, module: Any) -> int | Scan:
+def _size(decoder: Decoder, layer: Any, name: str, module: Any) -> int | Scan:
     """FLOPs per token of what `module` itself holds, not its children."""
     kind = type(module).__name__
     if is_linear(module):
-        active = _is_active(family, layer, name)
+        active = _is_active(decoder, layer, name)
         return 2 * module.in_features * module.out_features if active else 0
     own = {n: p for n, p in module.named_parameters(recurse=False) if p.ndim >= 2 and "bias" not in n}
     if "AltUp" in kind:
-        raise _unknown(family, name, module)
+        raise _unknown(decoder, name, module)
     if not own or _ELEMENTWISE.search(kind):
         return 0
     if isinstance(module, nn.Conv1d):
@@ -186,14 +184,14 @@ def _size(family: Family, layer: Any, name: str, module: Any) -> int | Scan:
         return Scan(per_token=per_token, per_call=per_token * (module.kernel_size[0] - 1))
     if all(p.ndim == 3 for p in own.values()) and "Expert" in kind:
         experts = next(iter(own.values())).shape[0]
-        runs = _top_k(family, layer, name, module) if _is_routed(module) else experts
+        runs = _top_k(decoder, layer, name, module) if _is_routed(module) else experts
         return 2 * sum(p.numel() for p in own.values()) // experts * runs
     if set(own) == {"proj"} and kind.endswith("RelativeLogits"):
         # A bias for each distance, out of a part of every head.
-        return 2 * int(module.proj.numel()) * _heads(family.attention(layer))
+        return 2 * int(module.proj.numel()) * _heads(decoder.attention(layer))
     if set(own) == {"weight"} and module.weight.ndim == 2 and (_ROUTER.search(kind) or kind == "Conv1D"):
         return 2 * int(module.weight.numel())
-    raise _unknown(family, name, module)
+    raise _unknown(decoder, name, module)
 
 
 def is_linear(module: Any) -> bool:
@@ -208,30 +206,30 @@ def _is_routed(module: nn.Module) -> bool:
     return any("ind" in name and "top" in name for name in inspect.signature(module.forward).parameters)
 
 
-def _is_active(family: Family, layer: nn.Module, name: str) -> bool:
+def _is_active(decoder: Decoder, layer: nn.Module, name: str) -> bool:
     """Whether a linear map runs on a token: of a list of experts the first top-k stand for those that do."""
     numbered = _NUMBERED.search(name)
     if numbered is None:
         return True
     experts = name[: numbered.start(1) - 1]
-    return int(numbered.group(1)) < _top_k(family, layer, experts, layer.get_submodule(experts))
+    return int(numbered.group(1)) < _top_k(decoder, layer, experts, layer.get_submodule(experts))
 
 
-def _top_k(family: Family, layer: nn.Module, name: str, experts: nn.Module) -> int:
+def _top_k(decoder: Decoder, layer: nn.Module, name: str, experts: nn.Module) -> int:
     block = layer.get_submodule(name.rpartition(".")[0]) if "." in name else layer
-    holders: list[Any] = [block, *block.children(), experts, family.text_config]
+    holders: list[Any] = [block, *block.children(), experts, decoder.text_config]
     for holder in holders:
         for attribute in _TOP_K:
             value = getattr(holder, attribute, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
-    raise _unknown(family, name, experts)
+    raise _unknown(decoder, name, experts)
 
 
-def _moe_modules(family: Family, layer: nn.Module) -> set[nn.Module]:
+def _moe_modules(decoder: Decoder, layer: nn.Module) -> set[nn.Module]:
     """The modules that make up a layer's mixture of experts, shared experts included."""
     routed = {m for name, m in layer.named_modules() if name.rpartition(".")[2] == "experts"}
-    block = family.mlp(layer)
+    block = decoder.mlp(layer)
     if routed & set(block.modules()):
         return set(block.modules())
     found = routed | {m for m in layer.children() if _ROUTER.search(type(m).__name__)} if routed else set()
@@ -243,11 +241,11 @@ def _other_modality(name: str, kind: str) -> bool:
     return ("text_moe" if kind == "moe" else "vision_moe") in name.split(".")
 
 
-def _products(family: Family, attention: Any) -> int:
+def _products(decoder: Decoder, attention: Any) -> int:
     """FLOPs of an attention layer per pair of a query and a key: 2 H (d_k + d_v), and its indexer's."""
     output = output_projection(attention)
     if output is None:
-        raise _unknown(family, "attention", attention)
+        raise _unknown(decoder, "attention", attention)
     values: int = output.in_features
     keys = values
     if getattr(attention, "v_head_dim", None) and getattr(attention, "qk_head_dim", None):
@@ -256,7 +254,7 @@ def _products(family: Family, attention: Any) -> int:
     index = 0
     if indexer is not None:
         if not (hasattr(indexer, "weights_proj") and hasattr(indexer, "wk")):
-            raise _unknown(family, "attention.indexer", indexer)
+            raise _unknown(decoder, "attention.indexer", indexer)
         index = 2 * indexer.n_heads * (indexer.head_dim + 1)
     return 2 * (keys + values) + index
 
@@ -275,7 +273,7 @@ def unwrapped(module: Any) -> Any:
     return getattr(module, "base_layer", module)
 
 
-def _recurrence(family: Family, mixer: Any) -> Scan:
+def _recurrence(decoder: Decoder, mixer: Any) -> Scan:
     """What a recurrent mixer computes beside its linear maps and convolutions."""
     if all(hasattr(mixer, name) for name in ("num_v_heads", "head_k_dim", "head_v_dim")):
         # The gated delta rule by chunks of C tokens, for each value head: two C x C products of keys and queries, two
@@ -291,12 +289,12 @@ def _recurrence(family: Family, mixer: Any) -> Scan:
         return Scan(chunk=size, per_chunk=mixer.num_heads * inner, per_pair=mixer.num_heads * 2 * state * width)
     if type(mixer).__name__.endswith("ShortConv"):
         return Scan()
-    raise _unknown(family, "mixer", mixer)
+    raise _unknown(decoder, "mixer", mixer)
 
 
-def _unknown(family: Family, name: str, module: nn.Module) -> UnsupportedError:
+def _unknown(decoder: Decoder, name: str, module: nn.Module) -> UnsupportedError:
     return UnsupportedError(
-        f"{type(family.model).__name__}: the FLOPs of {type(module).__name__} ({name} of a decoder layer) cannot be "
+        f"{type(decoder.model).__name__}: the FLOPs of {type(module).__name__} ({name} of a decoder layer) cannot be "
         "counted, since topv does not know what it computes. Choose the budget by keep= or kv_share=, which need no "
         "such count."
     )

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..layout import Picture
-from .family import Family, run_lengths
+from .family import Family
+from .runs import run_lengths
 
 __all__ = ["Idefics2"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import LayoutError
 from ..layout import Picture
 from .family import Family
-from .tile_runs import runs, tiled
+from .runs import runs, tiled
 
 __all__ = ["GraniteDocling", "Idefics3"]
 

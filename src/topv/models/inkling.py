@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .family import Family, Handle, ShortLayer
+from .decoder import Handle, ShortLayer
+from .family import Family
 
 __all__ = ["Inkling", "Inkling2"]
 

@@ -10,6 +10,7 @@ import torch
 from ..errors import LayoutError
 from ..layout import Picture
 from .family import Family
+from .runs import run_lengths, runs, tiled
 from .tower import pixel_shuffled, without_class_token
 
 __all__ = ["AyaVision", "InternVl"]
@@ -32,9 +33,7 @@ class InternVl(Family):
                     f"an image has {tokens} placeholder tokens, but its tiles take {cells} each. The prompt was "
                     "truncated, or its images stand without the tokens that the model's processor sets around them."
                 )
-            # The thumbnail comes last, wherever there is more than one tile.
-            kinds = ["image"] if count == 1 else [*["tile"] * (count - 1), "thumbnail"]
-            pictures.append(Picture.stacked([(side, side)] * count, kinds))
+            pictures.append(tiled([(side, side)] * count))
             tiles += count
         if pixels is not None and tiles != len(pixels):
             raise LayoutError(
@@ -58,7 +57,7 @@ class InternVl(Family):
 
     def _image_tokens(self, input_ids: torch.Tensor) -> list[int]:
         """How many placeholders each image takes."""
-        return [stop - start for row in self.placeholders(input_ids).tolist() for start, stop in runs(row)]
+        return run_lengths(self.placeholders(input_ids))
 
 
 class AyaVision(InternVl):
@@ -72,7 +71,7 @@ class AyaVision(InternVl):
 
     def _image_tokens(self, input_ids: torch.Tensor) -> list[int]:
         counts = []
-        for marks, ids in zip(self.placeholders(input_ids).tolist(), input_ids.tolist(), strict=True):
+        for marks, ids in zip(self.placeholders(input_ids), input_ids.tolist(), strict=True):
             found = runs(marks)
             # What follows the last tile ends an image, and so does it wherever else it follows a tile.
             end = ids[found[-1][1]] if found and found[-1][1] < len(ids) else None
@@ -83,20 +82,3 @@ class AyaVision(InternVl):
                     counts.append(own)
                     own = 0
         return counts
-
-
-def runs(marks: Sequence[bool]) -> list[tuple[int, int]]:
-    """Start and end of each unbroken run of true entries.
-
-    >>> runs([True, True, False, True])
-    [(0, 2), (3, 4)]
-    """
-    found = []
-    start: int | None = None
-    for index, marked in enumerate([*marks, False]):
-        if marked and start is None:
-            start = index
-        elif not marked and start is not None:
-            found.append((start, index))
-            start = None
-    return found

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UnsupportedError
+from .decoder import Decoder
 from .flops import is_linear, output_projection, unwrapped
-
-if TYPE_CHECKING:
-    from .family import Family
 
 __all__ = ["kv_width"]
 
@@ -16,15 +14,15 @@ _LATENT = "kv_a_proj_with_mqa"
 _FUSED = ("query_key_value", "qkv_proj", "qkv", "wqkv")
 
 
-def kv_width(family: Family, index: int) -> int:
+def kv_width(decoder: Decoder, index: int) -> int:
     """Numbers in the keys and values that decoder layer `index` keeps of one token: 0 where it keeps none of its own.
 
     Raises:
         UnsupportedError: when the layer's maps to keys and values are not found.
     """
-    if not family.keeps_keys(index) or family.key_layer(index) != index:
+    if not decoder.keeps_keys(index) or decoder.key_layer(index) != index:
         return 0
-    attention: Any = family.attention(family.layers[index])
+    attention: Any = decoder.attention(decoder.layers[index])
     latent, keys, values = (unwrapped(getattr(attention, name, None)) for name in (_LATENT, "k_proj", "v_proj"))
     if is_linear(latent):
         # What multi-head latent attention caches is still compressed.

@@ -10,7 +10,7 @@ import torch
 from ..errors import LayoutError
 from ..layout import Picture
 from .family import Family
-from .tile_runs import runs, tiled
+from .runs import runs, tiled
 
 __all__ = ["Lfm2Vl"]
 

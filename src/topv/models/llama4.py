@@ -10,8 +10,9 @@ import torch
 
 from ..errors import LayoutError
 from ..layout import Picture
-from .family import Family, Handle, ShortLayer
-from .tile_runs import runs, tiled
+from .decoder import Handle, ShortLayer
+from .family import Family
+from .runs import runs, tiled
 
 __all__ = ["Llama4"]
 

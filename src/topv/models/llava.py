@@ -9,14 +9,16 @@ import torch
 
 from ..errors import LayoutError, UnsupportedError
 from ..layout import VisualLayout
-from .family import Family, run_lengths
+from .family import Family
+from .pictures import Pictures
+from .runs import run_lengths
 from .tower import without_class_token
 
-__all__ = ["Llava"]
+__all__ = ["Llava", "LlavaPictures"]
 
 
-class Llava(Family):
-    """`LlavaForConditionalGeneration` and `LlavaModel`."""
+class LlavaPictures(Pictures):
+    """Where LLaVA-1.5's visual tokens sit."""
 
     def layout(self, placeholders: torch.Tensor, inputs: Mapping[str, Any]) -> VisualLayout:
         if self._sizes_differ:
@@ -26,12 +28,6 @@ class Llava(Family):
         # A tower's class token, where it is not dropped, comes before the grid.
         skip = 1 if count and tokens == count * (side * side + 1) else 0
         return VisualLayout.from_images(placeholders, [(side, side)] * count, skip=skip)
-
-    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        if self._sizes_differ or kind != "image":
-            return super().pool_tower(kind, states, inputs)
-        strategy = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
-        return without_class_token(states, strategy).flatten(0, 1)
 
     def fixed_grid(self) -> tuple[int, int]:
         if self._sizes_differ:
@@ -77,3 +73,13 @@ class Llava(Family):
                 width, height = next(rows, tokens), height + 1
             shapes.append((height, width))
         return shapes
+
+
+class Llava(LlavaPictures, Family):
+    """`LlavaForConditionalGeneration` and `LlavaModel`."""
+
+    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        if self._sizes_differ or kind != "image":
+            return super().pool_tower(kind, states, inputs)
+        strategy = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
+        return without_class_token(states, strategy).flatten(0, 1)

@@ -12,14 +12,15 @@ import torch
 from ..errors import LayoutError
 from ..layout import Part, Picture
 from .family import Family
+from .pictures import Pictures
 from .squares import held
 from .tower import without_class_token
 
-__all__ = ["LlavaNext", "LlavaNextVideo", "LlavaOnevision"]
+__all__ = ["LlavaNext", "LlavaNextPictures", "LlavaNextVideo", "LlavaOnevision", "LlavaOnevisionPictures"]
 
 
-class LlavaNext(Family):
-    """`LlavaNextForConditionalGeneration`."""
+class LlavaNextPictures(Pictures):
+    """Where LLaVA-NeXT's visual tokens sit."""
 
     def images(self, inputs: Mapping[str, Any]) -> Sequence[Picture] | None:
         if not held(inputs, "image", "pixel_values"):
@@ -30,29 +31,6 @@ class LlavaNext(Family):
                 "images came without image_sizes, which their grids follow. Pass what the processor gave."
             )
         return [self._tiled((int(height), int(width))) for height, width in torch.as_tensor(sizes).tolist()]
-
-    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        if kind != "image":
-            return super().pool_tower(kind, states, inputs)
-        strategy = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
-        patches, pack = without_class_token(states, strategy), cast(Any, self.multimodal).pack_image_features
-        pictures = [int(count) for count in self._tiles_of(inputs)]
-        options: dict[str, Any] = {"image_newline": patches.new_zeros(patches.shape[-1])}
-        accepted = inspect.signature(pack).parameters
-        known = {
-            "vision_feature_select_strategy": strategy,
-            "vision_aspect_ratio": inputs.get("vision_aspect_ratio") or getattr(self.config, "vision_aspect_ratio", ""),
-        }
-        options |= {name: value for name, value in known.items() if name in accepted}
-        packed, _ = pack(patches.split(pictures), inputs["image_sizes"], **options)
-        return torch.cat(list(packed))
-
-    def _tiles_of(self, inputs: Mapping[str, Any]) -> Sequence[int]:
-        """How many tiles the tower is given of each image, the thumbnail included."""
-        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
-
-        edge = self.config.vision_config.image_size
-        return [image_size_to_num_patches(s, self.config.image_grid_pinpoints, edge) for s in inputs["image_sizes"]]
 
     @property
     def _side(self) -> int:
@@ -79,8 +57,8 @@ class LlavaNext(Family):
         return Picture(base + rows * (columns + 1), (thumbnail, Part(positions, (rows, columns))))
 
 
-class LlavaNextVideo(LlavaNext):
-    """`LlavaNextVideoForConditionalGeneration`: frames are pooled, and stand one after another."""
+class LlavaNextVideoPictures(LlavaNextPictures):
+    """Where LLaVA-NeXT-Video's visual tokens sit: frames are pooled, and stand one after another."""
 
     newlines = 0
     """Placeholders behind a video's last frame."""
@@ -101,8 +79,8 @@ class LlavaNextVideo(LlavaNext):
         return int(self._side // self.config.spatial_pool_stride)
 
 
-class LlavaOnevision(LlavaNextVideo):
-    """`LlavaOnevisionForConditionalGeneration`: large images are scaled down again, and several in one sample are not
+class LlavaOnevisionPictures(LlavaNextVideoPictures):
+    """Where LLaVA-OneVision's visual tokens sit: large images are scaled down again, and several in one sample are not
     tiled."""
 
     newlines = 1
@@ -117,13 +95,6 @@ class LlavaOnevision(LlavaNextVideo):
         whole = Picture(whole.tokens + self.newlines, whole.parts)
         return [picture if tiled else whole for picture, tiled in zip(pictures, alone, strict=True)]
 
-    def _tiles_of(self, inputs: Mapping[str, Any]) -> Sequence[int]:
-        counts, per_sample = super()._tiles_of(inputs), inputs.get("batch_num_images")
-        if per_sample is None:
-            return counts
-        alone = [count == 1 for count in torch.as_tensor(per_sample).tolist() for _ in range(count)]
-        return [count if tiled else 1 for count, tiled in zip(counts, alone, strict=True)]
-
     @property
     def _frame_side(self) -> int:
         return math.ceil(self._side / 2)
@@ -133,3 +104,45 @@ class LlavaOnevision(LlavaNextVideo):
         most = int(self.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * columns / (most * self._side**2))
         return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
+
+
+class LlavaNext(LlavaNextPictures, Family):
+    """`LlavaNextForConditionalGeneration`."""
+
+    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        if kind != "image":
+            return super().pool_tower(kind, states, inputs)
+        strategy = inputs.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
+        patches, pack = without_class_token(states, strategy), cast(Any, self.multimodal).pack_image_features
+        pictures = [int(count) for count in self._tiles_of(inputs)]
+        options: dict[str, Any] = {"image_newline": patches.new_zeros(patches.shape[-1])}
+        accepted = inspect.signature(pack).parameters
+        known = {
+            "vision_feature_select_strategy": strategy,
+            "vision_aspect_ratio": inputs.get("vision_aspect_ratio") or getattr(self.config, "vision_aspect_ratio", ""),
+        }
+        options |= {name: value for name, value in known.items() if name in accepted}
+        packed, _ = pack(patches.split(pictures), inputs["image_sizes"], **options)
+        return torch.cat(list(packed))
+
+    def _tiles_of(self, inputs: Mapping[str, Any]) -> Sequence[int]:
+        """How many tiles the tower is given of each image, the thumbnail included."""
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        edge = self.config.vision_config.image_size
+        return [image_size_to_num_patches(s, self.config.image_grid_pinpoints, edge) for s in inputs["image_sizes"]]
+
+
+class LlavaNextVideo(LlavaNextVideoPictures, LlavaNext):
+    """`LlavaNextVideoForConditionalGeneration`."""
+
+
+class LlavaOnevision(LlavaOnevisionPictures, LlavaNextVideo):
+    """`LlavaOnevisionForConditionalGeneration`."""
+
+    def _tiles_of(self, inputs: Mapping[str, Any]) -> Sequence[int]:
+        counts, per_sample = super()._tiles_of(inputs), inputs.get("batch_num_images")
+        if per_sample is None:
+            return counts
+        alone = [count == 1 for count in torch.as_tensor(per_sample).tolist() for _ in range(count)]
+        return [count if tiled else 1 for count, tiled in zip(counts, alone, strict=True)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import LayoutError
 from ..layout import Picture
 from .family import Family
+from .runs import runs
 
 __all__ = ["MiniCpmV"]
 
@@ -51,18 +52,18 @@ class MiniCpmV(Family):
             return []
         stride = self._stride(inputs)
         shapes = [(height // stride, width // stride) for height, width in torch.as_tensor(sizes).tolist()]
-        runs = _runs(torch.as_tensor(inputs["input_ids"]).tolist(), ids)
-        if [rows * columns for rows, columns in shapes] != [run.length for run in runs]:
+        crops = _crops_in(torch.as_tensor(inputs["input_ids"]).cpu(), ids)
+        if [rows * columns for rows, columns in shapes] != [crop.length for crop in crops]:
             raise LayoutError(
                 f"{name} tells of crops of {[rows * columns for rows, columns in shapes]} tokens, but the prompts hold "
-                f"runs of {[run.length for run in runs]} placeholders. Build the inputs with the model's processor, "
+                f"runs of {[crop.length for crop in crops]} placeholders. Build the inputs with the model's processor, "
                 "with one downsample_mode for prompt and model, and without truncation."
             )
         pictures: list[list[tuple[tuple[int, int], bool]]] = []
-        for shape, run in zip(shapes, runs, strict=True):
-            whole = run.mark == runs[0].mark
+        for shape, crop in zip(shapes, crops, strict=True):
+            whole = crop.mark == crops[0].mark
             # Two marks, of the end of a crop and of the start of the next, part frames of one video.
-            follows = run.gap is not None and run.gap <= 2
+            follows = crop.gap is not None and crop.gap <= 2
             if pictures and (not whole or (together and follows)):
                 pictures[-1].append((shape, whole))
             else:
@@ -70,23 +71,23 @@ class MiniCpmV(Family):
         return pictures
 
 
-class _Run:
-    """An unbroken run of placeholders: its length, the token before it, and how far behind the last run it starts."""
+class _Crop(NamedTuple):
+    """Where a crop stands: how many placeholders it takes, the token before it, and how far behind the crop before it
+    starts; None where there is no such token or crop in the prompt."""
 
-    def __init__(self, mark: int | None, gap: int | None) -> None:
-        self.length = 0
-        self.mark = mark
-        self.gap = gap
+    length: int
+    mark: int | None
+    gap: int | None
 
 
-def _runs(rows: Sequence[Sequence[int]], ids: frozenset[int]) -> list[_Run]:
-    runs: list[_Run] = []
-    for row in rows:
-        end: int | None = None
-        for at, token in enumerate(row):
-            if token in ids:
-                if end != at:
-                    runs.append(_Run(row[at - 1] if at else None, None if end is None else at - end))
-                runs[-1].length += 1
-                end = at + 1
-    return runs
+def _crops_in(input_ids: torch.Tensor, ids: frozenset[int]) -> list[_Crop]:
+    """The runs of the tokens `ids` in the prompts (B, T), row by row."""
+    marks = torch.isin(input_ids, torch.tensor(sorted(ids), device=input_ids.device))
+    found: list[_Crop] = []
+    for row, own in zip(input_ids.tolist(), marks, strict=True):
+        before: int | None = None
+        for start, end in runs(own):
+            gap = None if before is None else start - before
+            found.append(_Crop(end - start, row[start - 1] if start else None, gap))
+            before = end
+    return found

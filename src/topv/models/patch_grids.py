@@ -10,13 +10,14 @@ import torch
 from ..errors import LayoutError
 from ..layout import Part, Picture
 from .family import Family
+from .pictures import Pictures
 from .tower import merged_patches
 
-__all__ = ["ChunkedVideos", "CompressedVideos", "PatchGrids"]
+__all__ = ["ChunkedVideos", "CompressedVideos", "PatchGrids", "PatchPictures"]
 
 
-class PatchGrids(Family):
-    """Qwen-VL from 2 to 3.5, and others whose call carries `image_grid_thw` and `video_grid_thw`.
+class PatchPictures(Pictures):
+    """Where visual tokens sit when a call carries `image_grid_thw` and `video_grid_thw`.
 
     Towers that look at the patches in the order of windows put the tokens back into raster order themselves.
     """
@@ -26,13 +27,6 @@ class PatchGrids(Family):
 
     def videos(self, inputs: Mapping[str, Any]) -> Sequence[Picture]:
         return [self._picture(grid, "frame") for grid in self._grids(inputs, "video")]
-
-    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        tower = getattr(self.multimodal, "visual", None)
-        grids = inputs.get(f"{kind}_grid_thw")
-        if tower is None or grids is None or self.merge[0] != self.merge[1] or not _merges_in_order(tower):
-            return super().pool_tower(kind, states, inputs)
-        return merged_patches(tower, states.flatten(0, -2), self.merge[0], torch.as_tensor(grids).cpu())
 
     @property
     def merge(self) -> tuple[int, int]:
@@ -59,6 +53,17 @@ class PatchGrids(Family):
                 "Pass all that the processor returned."
             )
         return []
+
+
+class PatchGrids(PatchPictures, Family):
+    """Qwen-VL from 2 to 3.5, and others whose call carries such grids."""
+
+    def pool_tower(self, kind: str, states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        tower = getattr(self.multimodal, "visual", None)
+        grids = inputs.get(f"{kind}_grid_thw")
+        if tower is None or grids is None or self.merge[0] != self.merge[1] or not _merges_in_order(tower):
+            return super().pool_tower(kind, states, inputs)
+        return merged_patches(tower, states.flatten(0, -2), self.merge[0], torch.as_tensor(grids).cpu())
 
 
 class CompressedVideos(PatchGrids):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedError
-from .family import find_decoder
+from .decoder import find_decoder
 
 __all__ = ["REASONS", "reason_against"]
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from .family import Family, Handle, ShortLayer
+from .decoder import Handle, ShortLayer
+from .family import Family
 
 __all__ = ["UnlimitedOcr"]
 

@@ -88,7 +88,7 @@ def plan_prompt(
             layout = family.layout(placeholders, inputs)
         except LayoutError as error:
             if recall(inputs).lost:
-                raise refuse_lost(family.model) from error
+                raise refuse_lost(family.model_name) from error
             raise
     elif bool(placeholders.any()):
         raise LayoutError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -9,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 
 from ..layout import Picture
+from ..models.tower_taps import PREFIX, TowerTaps
 from .checks import EXTENDABLE_ROPE, rope_type, settings_of
 from .choosing import Job, choose
 from .families.base import Adapter
 from .settings import COUNTS, TOKENS
-from .taps import TowerTaps
 
 __all__ = ["PrunedModel", "batches"]
 
@@ -42,7 +43,9 @@ class PrunedModel:
         # profiled with.
         self._topv_room = vllm_config.scheduler_config.max_num_batched_tokens / settings.max_keep
         self.topv_last_position = _last_position(self, hf_config.get_text_config())
-        self._topv_taps = TowerTaps(self.topv_adapter.block(self), settings.method.needs)
+        # vLLM calls the `forward` of some blocks directly, and its fused norms write into what they are given.
+        self._topv_taps = TowerTaps(settings.method.needs, inside=True, copies=True)
+        self._topv_taps.attach(self.topv_adapter.block(self))
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """The chosen tokens of each image: tensors (K, D + 4), their places with them, in the order of the images."""
@@ -60,7 +63,8 @@ class PrunedModel:
     def _topv_prune(self, inputs: Mapping[str, Any], pictures: Sequence[Picture], counts: Any) -> list[torch.Tensor]:
         with self._topv_taps.reading() as states:
             whole = super().embed_multimodal(**inputs)  # type: ignore[misc]
-        evidence = {name: self.topv_adapter.parts(self, inputs, pictures, read) for name, read in states.items()}
+        parts = functools.partial(self.topv_adapter.parts, self, inputs, pictures)
+        evidence = {f"{PREFIX}{name}": parts(read) for name, read in states.items()}
         if "source" in self._topv_method.needs:
             # Behind the decoder's channels some models write what deeper layers add.
             width = self._topv_config.get_text_config().hidden_size

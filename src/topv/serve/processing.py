@@ -12,7 +12,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from ..errors import TopVError, UnsupportedError
-from ..loading import MAX_ASPECT, MAX_PIXELS
+from ..images import MAX_ASPECT, MAX_PIXELS
 from .checks import adapter_of, settings_of
 from .choosing import kept_tokens
 from .settings import COUNTS, KEEP_ARGUMENT, TOKENS

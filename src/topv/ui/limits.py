@@ -11,7 +11,7 @@ from PIL import Image
 from ..ask.method_spec import MethodSpec, parse_methods
 from ..budget import validate_keep
 from ..errors import InputError
-from ..loading import open_image
+from ..images import open_image
 from ..methods.settings import method_class, setting_types
 
 __all__ = ["Limits"]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from ...errors import UnsupportedError
 from ...layout import Picture
-from ...models.family import Family
 
-__all__ = ["Adapter", "cut_rows", "last_block", "layout_rules"]
-
-FamilyT = TypeVar("FamilyT", bound=Family)
+__all__ = ["Adapter", "cut_rows", "last_block"]
 
 
 class Adapter:
@@ -72,13 +69,6 @@ def cut_rows(inputs: Mapping[str, Any], name: str, sizes: Sequence[int], images:
     before = sum(sizes[: images.start])
     rows = slice(before, before + sum(sizes[images]))
     return {**Adapter().cut(inputs, images), name: inputs[name][rows]}
-
-
-def layout_rules(family: type[FamilyT], config: Any) -> FamilyT:
-    """A family of transformers' models without a model: only what lays pictures out can be asked of it."""
-    rules = family.__new__(family)
-    rules.config = config
-    return rules
 
 
 def last_block(tower: nn.Module) -> nn.Module:

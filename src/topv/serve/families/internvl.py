@@ -17,6 +17,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ...errors import UnsupportedError
 from ...layout import Picture
+from ...models.runs import tiled
 from ..choosing import split_parts
 from ..model import PrunedModel
 from ..positions import LinearPositions
@@ -48,12 +49,7 @@ class InternVlAdapter(Adapter):
         if counts is None:
             return []
         side = self._side(config)
-        pictures = []
-        for count in (int(count) for count in counts):
-            # The thumbnail comes last, wherever there is more than one tile.
-            kinds = ["image"] if count == 1 else [*["tile"] * (count - 1), "thumbnail"]
-            pictures.append(Picture.stacked([(side, side)] * count, kinds))
-        return pictures
+        return [tiled([(side, side)] * int(count)) for count in counts]
 
     def cut(self, inputs: Mapping[str, Any], images: slice) -> dict[str, Any]:
         return cut_rows(inputs, self.pixels, [int(count) for count in inputs["image_num_patches"]], images)

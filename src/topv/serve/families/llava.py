@@ -17,11 +17,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ...errors import UnsupportedError
 from ...layout import Picture
-from ...models.llava import Llava
+from ...models.llava import LlavaPictures
 from ..model import PrunedModel
 from ..positions import LinearPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import Adapter, last_block, layout_rules
+from .base import Adapter, last_block
 
 __all__ = ["LlavaAdapter", "TopVLlavaForConditionalGeneration"]
 
@@ -41,14 +41,14 @@ class LlavaAdapter(Adapter):
                 f"visual tokens are made of several layers of the vision tower ({config.vision_feature_layer}), not "
                 "of one, so there is no one block to read evidence from."
             )
-        layout_rules(Llava, config).fixed_grid()
+        LlavaPictures(config).fixed_grid()
 
     def image_token(self, config: Any) -> int | None:
         return int(config.image_token_index)
 
     def pictures(self, config: Any, inputs: Mapping[str, Any]) -> list[Picture]:
         pixels = inputs.get("pixel_values")
-        grid = layout_rules(Llava, config).fixed_grid()
+        grid = LlavaPictures(config).fixed_grid()
         has_class_token = not config.vision_config.model_type.startswith("siglip")
         skip = 1 if has_class_token and config.vision_feature_select_strategy == "full" else 0
         return [] if pixels is None else [Picture.filled(grid, skip=skip)] * len(pixels)

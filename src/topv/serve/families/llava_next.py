@@ -17,11 +17,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ...errors import UnsupportedError
 from ...layout import Picture
-from ...models.llava_next import LlavaNext
+from ...models.llava_next import LlavaNextPictures
 from ..model import PrunedModel
 from ..positions import LinearPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import Adapter, last_block, layout_rules
+from .base import Adapter, last_block
 from .tiles import thumbnail_and_grid
 
 __all__ = ["LlavaNextAdapter", "TopVLlavaNextForConditionalGeneration"]
@@ -30,7 +30,8 @@ __all__ = ["LlavaNextAdapter", "TopVLlavaNextForConditionalGeneration"]
 class LlavaNextAdapter(Adapter):
     """`LlavaNextForConditionalGeneration` with a CLIP or SigLIP tower."""
 
-    family: ClassVar[type[LlavaNext]] = LlavaNext
+    rules: ClassVar[type[LlavaNextPictures]] = LlavaNextPictures
+    """Lays its images out."""
 
     def check(self, config: Any) -> None:
         if not isinstance(config.vision_feature_layer, int):
@@ -53,7 +54,7 @@ class LlavaNextAdapter(Adapter):
         if inputs.get("pixel_values") is None:
             return []
         sizes = {"pixel_values": inputs["pixel_values"], "image_sizes": inputs["image_sizes"]}
-        return list(layout_rules(self.family, config).images(sizes) or ())
+        return list(self.rules(config).images(sizes) or ())
 
     def block(self, model: Any) -> nn.Module:
         return last_block(model.vision_tower)

@@ -12,7 +12,7 @@ from vllm.model_executor.models.llava_onevision import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ...models.llava_next import LlavaOnevision
+from ...models.llava_next import LlavaOnevisionPictures
 from ..model import PrunedModel
 from ..positions import LinearPositions
 from ..processing import PrunedInfo, PrunedProcessor
@@ -23,7 +23,7 @@ __all__ = ["TopVLlavaOnevisionForConditionalGeneration"]
 
 class _Adapter(LlavaNextAdapter):
     # vLLM cuts every image of a prompt into tiles, where transformers leaves several images whole.
-    family: ClassVar[type[LlavaOnevision]] = LlavaOnevision
+    rules: ClassVar[type[LlavaOnevisionPictures]] = LlavaOnevisionPictures
 
 
 class _Info(PrunedInfo, LlavaOnevisionProcessingInfo):

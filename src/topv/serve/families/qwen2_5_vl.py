@@ -16,13 +16,13 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ...layout import Picture
-from ...models.patch_grids import PatchGrids
+from ...models.patch_grids import PatchPictures
 from ...models.tower import merged_patches
 from ..choosing import split_parts
 from ..model import PrunedModel
 from ..positions import GridPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import Adapter, cut_rows, last_block, layout_rules
+from .base import Adapter, cut_rows, last_block
 
 __all__ = ["QwenAdapter", "QwenInfo", "TopVQwen2_5_VLForConditionalGeneration"]
 
@@ -37,7 +37,7 @@ class QwenAdapter(Adapter):
 
     def pictures(self, config: Any, inputs: Mapping[str, Any]) -> list[Picture]:
         grids = inputs.get("image_grid_thw")
-        return [] if grids is None else list(layout_rules(PatchGrids, config).images({"image_grid_thw": grids}))
+        return [] if grids is None else list(PatchPictures(config).images({"image_grid_thw": grids}))
 
     def cut(self, inputs: Mapping[str, Any], images: slice) -> dict[str, Any]:
         patches = torch.as_tensor(inputs["image_grid_thw"]).prod(1).tolist()
