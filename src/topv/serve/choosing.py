@@ -12,7 +12,7 @@ import torch
 from ..budget import keep_count
 from ..errors import InputError
 from ..layout import Part, Picture, coordinates
-from ..methods import TARGETS, Evidence, Method
+from ..methods import Evidence, Method
 from ..selection import select
 
 __all__ = ["Job", "budgets", "choose", "kept_tokens", "split_parts"]
@@ -110,22 +110,17 @@ def _scores(
     if method.uses_places and not all(part.spatial for part in parts):
         raise InputError(f"{method!r} uses the places of visual tokens, and this image's have none.")
 
-    def read(name: str) -> torch.Tensor | None:
-        if name not in method.needs:
-            return None
+    def read(name: str) -> torch.Tensor:
         # Infinities would make every score NaN, and an exception here would end the engine for all requests.
         states = torch.stack([job.evidence[name][part].float() for job, part in pairs])
         return torch.nan_to_num(states, nan=0.0, posinf=0.0, neginf=0.0)
 
     shape = parts[0].rows_and_columns
-    target = next((name for target in TARGETS if (name := f"encoder_{target}") in method.needs), None)
-    evidence = Evidence(
+    evidence = Evidence.of_readings(
+        {name: read(name) for name in method.needs},
         rows_and_columns=shape,
         coordinates=coordinates(shape).to(device),
         images=tuple(part for _, part in pairs),
-        source=read("source"),
-        encoder_source=read("encoder_source"),
-        encoder_target=None if target is None else read(target),
     )
     return method.score(evidence, min(count, parts[0].positions.numel()))
 
