@@ -252,8 +252,8 @@ def measure_latency(candidates: Mapping[str, Callable[[], object]], *, baseline:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Young garbage is collected before the block, and none in it. (A full collection would take longer than most
-    prefills.)"""
+    """Young garbage is collected before the block, and none in it; a full collection would take longer than most
+    prefills."""
     gc.collect(1)
     enabled = gc.isenabled()
     gc.disable()

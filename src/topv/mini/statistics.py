@@ -42,7 +42,8 @@ def gain_interval(
     Questions about one scene are not independent, so whole scenes are resampled.
 
     Args:
-        scores, others: two scores of each question.
+        scores: one score of each question.
+        others: another.
         scenes: the scene that each question is about.
     """
     if not len(scores) == len(others) == len(scenes) or not scores:
