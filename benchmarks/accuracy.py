@@ -24,7 +24,7 @@ from typing import Any
 
 from topv import load_mini
 from topv.evaluate.provenance import weights_digest
-from topv.evaluate.statistics import Interval, macro_interval
+from topv.statistics import Interval, macro_interval
 
 MODELS = {"mini": "topv-mini", "tiled": "the tiled sibling"}
 INSIDE = "topv,topv:importance=demand,facilitylocation,meancost,uniform,random,fastv,vtw,pyramiddrop,sparsevlm"

@@ -24,8 +24,8 @@ from topv.budget import keep_count
 from topv.measure import describe_environment
 from topv.methods import Evidence, Method
 from topv.mini.scenes import draw_scene
-from topv.mini.statistics import mean_interval
 from topv.selection import select
+from topv.statistics import mean_interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ ROLE = re.compile(r":(func|class|data|meth|mod):`(?:~)?([^`]+)`")
 BLOCK = re.compile(r"^( *)\.\. math::\n((?:\n|\1[ ]+\S.*(?:\n|$))+)", re.MULTILINE)
 INLINE = re.compile(r":math:`([^`]+)`")
 CITED = re.compile(r"\[(\d+)\]_")
-SHAPED = re.compile(r"^( *[\w, ]+ : (?:\w+ or )?\w*Tensor), shape ", re.MULTILINE)
 REFERENCE = re.compile(r"^( *)\.\. \[(\d+)\] ", re.MULTILINE)
 
 
@@ -40,8 +39,6 @@ def to_markdown(text: str, owner: griffe.Object) -> str:
     text = BLOCK.sub(lambda found: f"{found[1]}{_formula(found[2], 'block')}\n", text)
     text = INLINE.sub(lambda found: _formula(found[1], "inline"), text)
     text = ROLE.sub(lambda found: _link(found[2], owner), text)
-    # As an annotation "Tensor, shape (B, N)" would be shown as a tuple with a call in it.
-    text = SHAPED.sub(r"\1 of shape ", text)
     text = REFERENCE.sub(r"\1\2. ", text)
     return CITED.sub(r"[\1]", text)
 

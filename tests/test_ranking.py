@@ -56,8 +56,10 @@ def test_sections_are_cut_out_of_groups_and_put_back() -> None:
 
 def test_all_that_was_read_reaches_the_method() -> None:
     one = section((0,), (1, 3), 1, previous=(-1,))
-    names = ["target", "attention", "encoder_source", "encoder_target", "encoder_attention", "text", "text_mask"]
-    read = {name: torch.full((1, 3, 2), float(number)) for number, name in enumerate(["source", *names])}
+    fields = {"post_norm": "target", "attention_row": "attention", "encoder_mlp": "encoder_target"}
+    fields |= {"encoder_weights": "encoder_attention"}
+    fields |= {name: name for name in ("source", "encoder_source", "text", "text_mask")}
+    read = {name: torch.full((1, 3, 2), float(number)) for number, name in enumerate(fields)}
     seen: list[Evidence] = []
 
     class Seeing(Told):
@@ -67,7 +69,7 @@ def test_all_that_was_read_reaches_the_method() -> None:
 
     ranking.score(Seeing(), [one], lambda _: read, 1)
     (evidence,) = seen
-    assert all(getattr(evidence, name) is value for name, value in read.items())
+    assert all(getattr(evidence, fields[name]) is value for name, value in read.items())
     assert evidence.previous == (-1,)
 
 
@@ -81,7 +83,7 @@ def test_residual_streams_side_by_side_are_averaged() -> None:
             seen.append(evidence)
             return torch.zeros(1, 2)
 
-    read = {"source": streams, "target": torch.zeros(1, 2, 2), "text": streams}
+    read = {"source": streams, "post_norm": torch.zeros(1, 2, 2), "text": streams}
     ranking.score(Seeing(), [one], lambda _: read, 1)
     want = torch.tensor([[[3.0, 5.0], [2.0, 1.0]]])
     assert torch.equal(seen[0].source, want)

@@ -12,85 +12,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import budget, transport
-    from .errors import CacheError, EvidenceError, LayoutError, TopVError, UnsupportedError
-    from .methods import (
-        VTW,
-        CDPruner,
-        DivPrune,
-        FacilityLocation,
-        FastV,
-        FrameDifference,
-        MeanCost,
-        Method,
-        PyramidDrop,
-        Random,
-        SparseVLM,
-        TopV,
-        Uniform,
-        VisionZip,
-    )
-    from .mini import load_mini
-    from .runtime import Pruning, Report, attach, prune
+    # For type checkers, which do not run this module: of a method that is not named here they know nothing.
+    from . import budget as budget
+    from . import transport as transport
+    from .errors import CacheError as CacheError
+    from .errors import EvidenceError as EvidenceError
+    from .errors import LayoutError as LayoutError
+    from .errors import TopVError as TopVError
+    from .errors import UnsupportedError as UnsupportedError
+    from .methods import VTW as VTW
+    from .methods import CDPruner as CDPruner
+    from .methods import DivPrune as DivPrune
+    from .methods import FacilityLocation as FacilityLocation
+    from .methods import FastV as FastV
+    from .methods import FrameDifference as FrameDifference
+    from .methods import MeanCost as MeanCost
+    from .methods import Method as Method
+    from .methods import PyramidDrop as PyramidDrop
+    from .methods import Random as Random
+    from .methods import SparseVLM as SparseVLM
+    from .methods import TopV as TopV
+    from .methods import Uniform as Uniform
+    from .methods import VisionZip as VisionZip
+    from .mini import load_mini as load_mini
+    from .runtime import Pruning as Pruning
+    from .runtime import Report as Report
+    from .runtime import attach as attach
+    from .runtime import prune as prune
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CDPruner": "methods",
     "CacheError": "errors",
-    "DivPrune": "methods",
     "EvidenceError": "errors",
-    "FacilityLocation": "methods",
-    "FastV": "methods",
-    "FrameDifference": "methods",
     "LayoutError": "errors",
-    "MeanCost": "methods",
     "Method": "methods",
     "Pruning": "runtime",
-    "PyramidDrop": "methods",
-    "Random": "methods",
     "Report": "runtime",
-    "SparseVLM": "methods",
-    "TopV": "methods",
     "TopVError": "errors",
-    "Uniform": "methods",
     "UnsupportedError": "errors",
-    "VTW": "methods",
-    "VisionZip": "methods",
     "attach": "runtime",
     "load_mini": "mini",
     "prune": "runtime",
 }
-_MODULES = ("budget", "transport")
+"""Where the names are that are no methods."""
 
-__all__ = [
-    "VTW",
-    "CDPruner",
-    "CacheError",
-    "DivPrune",
-    "EvidenceError",
-    "FacilityLocation",
-    "FastV",
-    "FrameDifference",
-    "LayoutError",
-    "MeanCost",
-    "Method",
-    "Pruning",
-    "PyramidDrop",
-    "Random",
-    "Report",
-    "SparseVLM",
-    "TopV",
-    "TopVError",
-    "Uniform",
-    "UnsupportedError",
-    "VisionZip",
-    "attach",
-    "budget",
-    "load_mini",
-    "prune",
-    "transport",
-]
+_MODULES = ("budget", "transport")
 
 
 def __getattr__(name: str) -> Any:
@@ -99,8 +66,20 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name == "__all__":
+        return sorted((*_HOMES, *_MODULES, *_methods()))
+    # A method's name begins with a capital; for any other no file need be read.
+    if name[:1].isupper() and name in _methods():
+        return getattr(importlib.import_module(".methods", __name__), name)
+    # To the message that is shown Python adds the nearest name of `dir`.
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})
+
+
+def _methods() -> tuple[str, ...]:
+    from .discovery import find_methods
+
+    return tuple(find_methods())

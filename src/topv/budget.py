@@ -16,27 +16,21 @@ __all__ = ["keep_count", "recovered_count", "validate_keep"]
 def validate_keep(keep: float | int) -> float | int:
     r"""Check a budget before any grid is known; return it as a plain ``float`` (ratio) or ``int`` (count).
 
-    Parameters
-    ----------
-    keep : float or int
-        A float is the share of a grid's tokens to keep, in (0, 1]; an int is a number of tokens, at least 1.
-        The type decides: ``1.0`` keeps everything, ``1`` keeps one token.
+    Args:
+        keep: a float is the share of a grid's tokens to keep, in (0, 1]; an int is a number of tokens, at least 1. The
+            type decides: ``1.0`` keeps everything, ``1`` keeps one token.
 
-    Raises
-    ------
-    TypeError
-        If ``keep`` is neither (a bool or a string, for instance).
-    ValueError
-        If it is outside its range, NaN or infinite.
+    Raises:
+        TypeError: if ``keep`` is neither (a bool or a string, for instance).
+        ValueError: if it is outside its range, NaN or infinite.
 
-    Examples
-    --------
-    >>> validate_keep(0.5), validate_keep(64)
-    (0.5, 64)
-    >>> validate_keep(50.0)
-    Traceback (most recent call last):
-        ...
-    ValueError: keep=50.0 is a float: a ratio must be in (0, 1]; pass 0.5 for 50 %, the int 50 for 50 tokens
+    Examples:
+        >>> validate_keep(0.5), validate_keep(64)
+        (0.5, 64)
+        >>> validate_keep(50.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: keep=50.0 is a float: a ratio must be in (0, 1]; pass 0.5 for 50 %, the int 50 for 50 tokens
     """
     if isinstance(keep, bool) or not isinstance(keep, Real):
         raise TypeError(
@@ -74,30 +68,24 @@ def keep_count(n: int, keep: float | int) -> int:
     nearest binary number is a little below it). With keep = p / q in lowest terms, K = max(1, (2 p n + q) //
     (2 q)): integers only, no rounding mode or float width to agree upon.
 
-    Parameters
-    ----------
-    n : int
-        Tokens in the grid, at least 1.
-    keep : float or int
-        Ratio in (0, 1] or count in 1 .. n; see :func:`validate_keep`.
+    Args:
+        n: tokens in the grid, at least 1.
+        keep: ratio in (0, 1] or count in 1 .. n; see :func:`validate_keep`.
 
-    Returns
-    -------
-    count : int
+    Returns:
         K, with 1 <= K <= n.
 
-    Examples
-    --------
-    >>> keep_count(576, 0.5), keep_count(577, 0.5), keep_count(576, 64)
-    (288, 289, 64)
-    >>> keep_count(576, 1.0), keep_count(576, 1), keep_count(576, 1e-6)
-    (576, 1, 1)
-    >>> keep_count(5, 0.7)  # 3.5 rounds up, though the float 0.7 is a little below 7/10
-    4
-    >>> keep_count(4, 5)
-    Traceback (most recent call last):
-        ...
-    ValueError: keep=5 tokens of a grid of n=4; expected a count in 1 .. 4: lower it, or pass a float ratio
+    Examples:
+        >>> keep_count(576, 0.5), keep_count(577, 0.5), keep_count(576, 64)
+        (288, 289, 64)
+        >>> keep_count(576, 1.0), keep_count(576, 1), keep_count(576, 1e-6)
+        (576, 1, 1)
+        >>> keep_count(5, 0.7)  # 3.5 rounds up, though the float 0.7 is a little below 7/10
+        4
+        >>> keep_count(4, 5)
+        Traceback (most recent call last):
+            ...
+        ValueError: keep=5 tokens of a grid of n=4; expected a count in 1 .. 4: lower it, or pass a float ratio
     """
     n = _grid_size(n)
     keep = validate_keep(keep)
@@ -119,24 +107,17 @@ def recovered_count(kept: int, n: int, recovery: float) -> int:
     from the n - (K - r) that importance leaves out, and K stays K. Rounding down keeps at least one token
     chosen by importance.
 
-    Parameters
-    ----------
-    kept : int
-        K, from :func:`keep_count`.
-    n : int
-        Tokens in the grid.
-    recovery : float
-        Share of K in [0, 1), at its decimal value as in :func:`keep_count`.
+    Args:
+        kept: K, from :func:`keep_count`.
+        n: tokens in the grid.
+        recovery: share of K in [0, 1), at its decimal value as in :func:`keep_count`.
 
-    Returns
-    -------
-    recovered : int
+    Returns:
         r, with 0 <= r < K; 0 when K = n, since then nothing was pruned.
 
-    Examples
-    --------
-    >>> recovered_count(288, 576, 0.25), recovered_count(288, 576, 0.0), recovered_count(576, 576, 0.25)
-    (72, 0, 0)
+    Examples:
+        >>> recovered_count(288, 576, 0.25), recovered_count(288, 576, 0.0), recovered_count(576, 576, 0.25)
+        (72, 0, 0)
     """
     n = _grid_size(n)
     if isinstance(kept, bool) or not isinstance(kept, Integral) or not 1 <= kept <= n:

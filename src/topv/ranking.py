@@ -6,7 +6,7 @@ The one place where a method's scores become a choice. Every way of running a mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,8 +45,8 @@ class Section:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-Reader = Callable[[int], Mapping[str, Any]]
-"""Gives what was read of the tokens of a section, by its number: fields of `Evidence`, by name."""
+Reader = Callable[[int], Mapping[str, torch.Tensor | None]]
+"""Gives what was read of the tokens of a section, by its number: by the names of `Method.needs`."""
 
 
 def score(method: Method, sections: Sequence[Section], read: Reader, count: int) -> torch.Tensor:
@@ -63,14 +63,14 @@ def score(method: Method, sections: Sequence[Section], read: Reader, count: int)
     """
     pieces: dict[int, torch.Tensor] = {}
     for number, section in enumerate(sections):
-        evidence = Evidence(
+        evidence = Evidence.of_readings(
+            read(number),
             rows_and_columns=section.rows_and_columns,
             coordinates=section.coordinates,
             images=section.images,
             previous=section.previous,
-            **_of_one_width(dict(read(number))),
         )
-        scores = method.score(evidence, min(count, section.tokens))
+        scores = method.score(_of_one_width(evidence), min(count, section.tokens))
         _check_scores(scores, (len(section.images), section.tokens), method)
         pieces.update(zip(section.starts, scores.chunk(len(section.starts)), strict=True))
     return torch.cat([pieces[start] for start in sorted(pieces)], dim=1) if len(pieces) > 1 else pieces[0]
@@ -108,13 +108,20 @@ def choose(
     return select(scores, count, recovered)
 
 
-def _of_one_width(read: dict[str, Any]) -> dict[str, Any]:
-    """What was read, with several residual streams side by side made one: what a layer reads is a mixture of them."""
-    for name, like in (("source", "target"), ("text", "source")):
-        wide, narrow = read.get(name), read.get(like)
-        if wide is not None and narrow is not None and wide.shape[-1] > narrow.shape[-1]:
-            read[name] = wide.unflatten(-1, (-1, narrow.shape[-1])).mean(-2)
-    return read
+def _of_one_width(evidence: Evidence) -> Evidence:
+    """Several residual streams side by side made one: what a layer reads is a mixture of them."""
+    source = _averaged(evidence.source, evidence.target)
+    text = _averaged(evidence.text, source)
+    return (
+        evidence if source is evidence.source and text is evidence.text else replace(evidence, source=source, text=text)
+    )
+
+
+def _averaged(wide: torch.Tensor | None, narrow: torch.Tensor | None) -> torch.Tensor | None:
+    """The mean of the streams in `wide` (..., streams * D), where `narrow` (..., D) holds one."""
+    if wide is None or narrow is None or wide.shape[-1] <= narrow.shape[-1]:
+        return wide
+    return wide.unflatten(-1, (-1, narrow.shape[-1])).mean(-2)
 
 
 def _check_scores(scores: Any, shape: tuple[int, int], method: Method) -> None:

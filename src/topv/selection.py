@@ -13,12 +13,10 @@ __all__ = ["Selection", "select"]
 class Selection(NamedTuple):
     """What is kept of G grids of N tokens.
 
-    Attributes
-    ----------
-    indices : LongTensor, shape (G, K)
-        Kept tokens of each grid, ascending, each at most once.
-    recovered : BoolTensor, shape (G, K)
-        Which of them were recovered from the pruned ones, rather than chosen by importance.
+    Attributes:
+        indices: LongTensor (G, K), kept tokens of each grid, ascending, each at most once.
+        recovered: BoolTensor (G, K), which of them were recovered from the pruned ones, rather than chosen by
+            importance.
     """
 
     indices: Tensor
@@ -34,26 +32,20 @@ def select(importance: Tensor, count: int, recovered: int = 0) -> Selection:
     positions :math:`\lfloor (2k + 1) R / 2r \rfloor`, k = 0 .. r - 1: an even stride that starts half a
     stride in. All shapes follow from the arguments alone, so nothing waits for the device.
 
-    Parameters
-    ----------
-    importance : Tensor, shape (G, N)
-        Higher is kept first. Must be free of NaN, which has no order (:func:`topv.transport.check_finite`).
-    count : int
-        K, tokens kept of each grid, from :func:`topv.budget.keep_count`.
-    recovered : int
-        r, how many of the K are recovered, from :func:`topv.budget.recovered_count`.
+    Args:
+        importance: (G, N), higher is kept first. Must be free of NaN, which has no order
+            (:func:`topv.transport.check_finite`).
+        count: K, tokens kept of each grid, from :func:`topv.budget.keep_count`.
+        recovered: r, how many of the K are recovered, from :func:`topv.budget.recovered_count`.
 
-    Returns
-    -------
-    selection : Selection
-        Indices (G, K), ascending, and which of them were recovered (G, K).
+    Returns:
+        Selection: indices (G, K), ascending, and which of them were recovered (G, K).
 
-    Examples
-    --------
-    >>> import torch
-    >>> importance = torch.tensor([[0.0, 9.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0]])
-    >>> select(importance, count=4, recovered=2)
-    Selection(indices=tensor([[1, 2, 3, 6]]), recovered=tensor([[False,  True, False,  True]]))
+    Examples:
+        >>> import torch
+        >>> importance = torch.tensor([[0.0, 9.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0]])
+        >>> select(importance, count=4, recovered=2)
+        Selection(indices=tensor([[1, 2, 3, 6]]), recovered=tensor([[False,  True, False,  True]]))
     """
     if importance.dim() != 2 or not importance.is_floating_point():
         raise ValueError(

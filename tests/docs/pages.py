@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-_BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^>]+) -->\n+)?"
+    r"^```(?P<language>\w*)(?: title=\"(?P<file>[^\"\n]+)\")?\n(?P<code>.*?)^```",
+    re.M | re.S,
+)
 _REFERENCE = re.compile(r"^::: (\S+)$(\n    options: .*)?", re.M)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.M)
@@ -23,11 +28,13 @@ class Block(NamedTuple):
         language: as the page names it.
         code: what is in it.
         reason: why the page says that it is not run; None where it is.
+        file: the file of the repository that the page says it belongs into; None where it says of none.
     """
 
     language: str
     code: str
     reason: str | None
+    file: str | None = None
 
 
 def name_of(page: Path) -> str:
@@ -35,8 +42,18 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[Block]:
-    found = (Block(match["language"], match["code"], match["reason"]) for match in _BLOCK.finditer(page.read_text()))
-    return [block for block in found if block.language == language]
+    """The blocks of a page in a language that run where they stand."""
+    return [block for block in _blocks(page) if block.language == language and block.file is None]
+
+
+def files(page: Path) -> dict[str, str]:
+    """What a page says to write, by the file of the repository that it belongs into."""
+    return {block.file: block.code for block in _blocks(page) if block.file is not None}
+
+
+def _blocks(page: Path) -> list[Block]:
+    found = _BLOCK.finditer(page.read_text())
+    return [Block(match["language"], match["code"], match["reason"], match["file"]) for match in found]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -72,7 +89,11 @@ def anchors(page: Path) -> set[str]:
 
 def references(page: Path) -> list[str]:
     """The names that a page of the API reference documents, but for modules of which it shows only the introduction."""
-    return [name for name, options in _REFERENCE.findall(page.read_text()) if "members: false" not in options]
+    text = page.read_text()
+    if page == ROOT / "docs" / "api" / "methods.md":
+        # As the book shows it.
+        text = runpy.run_path(str(ROOT / "docs" / "reference.py"))["with_methods"](text)
+    return [name for name, options in _REFERENCE.findall(text) if "members: false" not in options]
 
 
 def _without_code(page: Path) -> str:

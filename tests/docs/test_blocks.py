@@ -64,16 +64,6 @@ def test_python_blocks_run_in_order(page: Path, given: dict[str, Any], monkeypat
         assert "star" in printed
 
 
-def test_the_method_of_contributing_works(given: dict[str, Any], monkeypatch: Any) -> None:
-    (block,) = blocks(ROOT / "CONTRIBUTING.md", "python")
-    module = types.ModuleType("contributed")
-    monkeypatch.setitem(sys.modules, "contributed", module)
-    exec(block.code, vars(module))
-    with topv.prune(given["model"], vars(module)["Norm"](keep=0.25)) as pruning:
-        given["model"](**given["inputs"])
-    assert pruning.report().kept_tokens == 36
-
-
 def test_blocks_that_are_not_run_say_why() -> None:
     reasons = [block.reason for page in WITH_PYTHON for block in blocks(page, "python") if block.reason is not None]
     assert all(reason.startswith(("needs ", "compiling ")) for reason in reasons), reasons

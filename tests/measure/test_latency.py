@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 
 import pytest
 
@@ -14,7 +13,6 @@ from topv.measure.latency import (
     Stopwatch,
     measure_latency,
     measure_phases,
-    median_interval,
 )
 
 
@@ -73,19 +71,6 @@ def test_a_slowdown_of_the_machine_leaves_the_ratio_alone():
     times = {"none": [1.0, 1.1, 10.0, 11.0, 10.5], "half": [0.5, 0.55, 5.0, 5.5, 5.25]}
     ratio = LatencyTable.from_seconds(times, "none")["half"].ratio
     assert ratio.value == ratio.low == ratio.high == 0.5
-
-
-@pytest.mark.parametrize("samples", range(1, 40))
-def test_the_interval_is_the_narrowest_that_covers(samples):
-    trimmed, coverage = median_interval(samples)
-
-    def covered(k):
-        return 1 - 2 * sum(math.comb(samples, i) for i in range(k + 1)) / 2**samples
-
-    assert coverage == pytest.approx(covered(trimmed))
-    assert coverage >= 0.95 or trimmed == 0
-    if trimmed + 1 < samples - 1 - trimmed:
-        assert covered(trimmed + 1) < 0.95
 
 
 def test_outliers_are_trimmed_once_there_are_enough_rounds():

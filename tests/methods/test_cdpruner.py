@@ -78,6 +78,29 @@ def test_beyond_the_rank_the_rest_go_by_relevance() -> None:
     assert order(scores) == [1, 0, 3, 2, 4]
 
 
+def test_a_token_that_adds_a_little_goes_before_one_that_adds_nothing() -> None:
+    """Token 1 is a copy of token 0; token 2 leans out of it by an angle of 0.01, a share of 1e-4 of new volume."""
+    source = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.99995, 0.0099998]]])
+    text = torch.tensor([[[1.0, 0.0]]])
+    scores = CDPruner(theta=0.5).score(evidence(source, text), 3)
+    assert order(scores) == [0, 2, 1]
+    assert float(scores[0, 2]) == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_what_rounding_leaves_of_a_volume_is_nothing() -> None:
+    """Nine directions of a plane: two span it, and what is then left of the others is of the order of 1e-17, not 0."""
+    angles = torch.arange(9) * 0.37 + 0.1
+    source = torch.stack((angles.cos(), angles.sin()), 1)[None]
+    text = torch.tensor([[[0.6, 0.8]]])
+    relevance = source[0] @ text[0, 0]
+    relevance = (relevance - relevance.min()) / (relevance.max() - relevance.min())
+    scores = CDPruner(theta=0.5).score(evidence(source, text), 9)
+    picked = order(scores)
+    assert picked[2:] == sorted(picked[2:], key=lambda token: -float(relevance[token]))
+    # Below any volume, and still told apart: relevance - 2.
+    assert scores[0, picked[2:]] == pytest.approx(relevance[picked[2:]] - 2, abs=1e-5)
+
+
 def test_ties_go_to_the_lower_index() -> None:
     source = torch.eye(4)[None]
     scores = CDPruner().score(evidence(source, torch.ones(1, 1, 4)), 2)

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 import topv
 from tiny_models import prompt, tiny_llava
 from topv.budget import keep_count
+from topv.models import family_of
 from topv.probe.recipes import recipes
 
 SAMPLES = [[3, "image", 4], [3, "image", 4]]
@@ -107,14 +108,40 @@ def test_text_tokens_are_those_that_show_nothing_and_are_no_padding() -> None:
             assert not bool(states[~mask].any())
 
 
-@pytest.mark.parametrize("layer", [0, 2])
-def test_text_is_compared_with_tokens_of_the_same_width(layer: int) -> None:
-    """A decoder with several residual streams: what a layer reads is a mixture of them, of the text's as well."""
+@pytest.mark.parametrize(("layer", "target"), [(0, None), (2, None), (2, "post_norm")])
+def test_text_is_compared_with_tokens_of_the_same_width(layer: int, target: str | None) -> None:
+    """A decoder with two residual streams side by side. What a layer reads is their mean, so where a target is read,
+    source and text are that mean as well."""
+    read: list[Any] = []
+
+    class Reading(topv.CDPruner):
+        needs = frozenset({"source", "text"} | ({target} if target else set()))
+
+        def score(self, evidence: Any, count: int) -> torch.Tensor:
+            read.append(evidence)
+            return super().score(evidence, count)
+
     recipe = recipes()["glm5_next"]
     torch.manual_seed(0)
     model = recipe.build()
     model.set_attn_implementation("eager")
-    with topv.prune(model, topv.CDPruner(keep=0.4, layer=layer)) as pruning, torch.no_grad():
-        model(**recipe.prompt(model, [[3, "image", 4]]))
-    report = pruning.report()
-    assert report.kept_tokens == keep_count(report.visual_tokens, 0.4)
+    inputs = recipe.prompt(model, [[3, "image", 4]])
+    entering: list[torch.Tensor] = []
+    watched = family_of(model).layers[max(layer - 1, 0)]
+    # A hook that was there before topv's sees the states before they are shortened.
+    handle = watched.register_forward_pre_hook(
+        lambda module, args, kwargs: entering.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    with topv.prune(model, Reading(keep=0.4, layer=layer)) as pruning, torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    (streams,), (evidence,) = entering, read
+    assert streams.shape[2] == 2
+    states = (streams.flatten(2) if target is None else streams.mean(2))[0]
+    visual = (inputs["input_ids"] == model.config.image_token_id)[0]
+    assert torch.equal(evidence.source[0], states[visual])
+    assert torch.equal(evidence.text[0], states[~visual])
+    assert bool(evidence.text_mask.all())
+    count = keep_count(int(visual.sum()), 0.4)
+    kept = topv.CDPruner(keep=0.4).score(evidence, count)[0].topk(count).indices
+    assert pruning.kept_positions[0].tolist() == visual.nonzero()[:, 0][kept].sort().values.tolist()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
+from ..answering import Answerer
 from ..errors import LayoutError
 from ..images import MAX_PIXELS, open_image
 from ..methods import Method
 from ..models import family_of
-from ..runtime import Pruning, prune
 from .job import JobItem
 from .prompts import build_batch
 
@@ -36,18 +35,16 @@ class BatchAsker:
     def __init__(
         self, model: Any, processor: Any, method: Method | None, *, max_new_tokens: int, max_pixels: int = MAX_PIXELS
     ) -> None:
-        self._model, self._processor, self._method = model, processor, method
+        self._model, self._processor = model, processor
         self._max_new_tokens, self._max_pixels = max_new_tokens, max_pixels
-        self._attached = contextlib.ExitStack()
-        self._pruning: Pruning | None = None
+        self._answerer = Answerer(model, processor, method)
 
     def __enter__(self) -> BatchAsker:
-        if self._method is not None:
-            self._pruning = self._attached.enter_context(prune(self._model, self._method))
+        self._answerer.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._attached.close()
+        self._answerer.__exit__(*exception)
 
     def ask(self, items: Sequence[JobItem]) -> list[dict[str, Any]]:
         """One row per item, in their order, as plain values.
@@ -97,17 +94,13 @@ class BatchAsker:
             raise LayoutError(
                 "the processor made prompts without visual tokens. Check that its chat template places the image."
             )
-        with torch.inference_mode():
-            ids = self._model.generate(**inputs, max_new_tokens=self._max_new_tokens, do_sample=False)
-        texts = self._processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = self._answerer.answer(inputs, max_new_tokens=self._max_new_tokens)
         visual = [0] * layout.batch
         for grid in layout.grids:
             visual[grid.sample] += grid.tokens
-        kept = visual
-        if self._pruning:
-            kept = [stages[-1] for _, stages in self._pruning.results.visual_tokens()]
+        kept = self._answerer.kept_tokens(visual)
         return [
-            {"answer": text.strip(), "visual_tokens": before, "kept_tokens": after}
+            {"answer": text, "visual_tokens": before, "kept_tokens": after}
             for text, before, after in zip(texts, visual, kept, strict=True)
         ]
 

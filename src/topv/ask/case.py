@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +10,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..answering import Answerer
 from ..errors import LayoutError
 from ..layout import Grid, VisualLayout
 from ..measure import GenerationTiming, PrefillProbe, time_generation
 from ..models import family_of
 from ..report import Case, MethodResult, seen_image
-from ..runtime import Pruning, prune
+from ..runtime import Pruning
 from .method_spec import UNPRUNED, MethodSpec
 from .prompts import build_inputs
 from .samples import Subject
@@ -145,17 +145,16 @@ def answer(
     Returns:
         The result, whose cells are those of the first grid, and the cells of every grid.
     """
-    attached = contextlib.nullcontext() if spec.method is None else prune(model, spec.method)
-    with attached as pruning, PrefillProbe(model) as probe, torch.inference_mode():
-        ids = model.generate(**asked.inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
-    new = ids[0, asked.inputs["input_ids"].shape[1] :]
     layout = asked.layout
+    with Answerer(model, processor, spec.method) as answerer, PrefillProbe(model) as probe:
+        pruning = answerer.pruning
+        (text,) = answerer.answer(asked.inputs, max_new_tokens=max_new_tokens, streamer=streamer)
     kv_bytes = probe.kv_bytes or 0
     marks = tuple(GridMarks(tuple(range(grid.tokens))) for grid in layout.grids)
     result = MethodResult(
         label=spec.label,
         settings=spec.settings,
-        answer=processor.decode(new, skip_special_tokens=True).strip(),
+        answer=text,
         correct=None,
         visual_tokens=layout.visual_tokens,
         kept_tokens=layout.visual_tokens,

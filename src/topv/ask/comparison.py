@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..measure import describe_environment
-from ..measure.latency import median_interval
 from ..models import family_of
 from ..report import Case, Comparison
+from ..statistics import median_interval
 from .case import TimingPlan
 
 __all__ = ["comparison_of"]

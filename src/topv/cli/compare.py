@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .methods_help import list_methods
 from .options import add_budget_options, add_model_options, check_writable, positive_int
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..ask.samples import Subject
     from ..report import Case, Comparison
 
-EPILOG = """\
+EPILOG = f"""\
 examples:
   topv compare
   topv compare --methods none,fastv,topv --keep 0.5 0.25 0.1 --report out.html
@@ -26,8 +27,7 @@ examples:
   topv compare --image photo.jpg --prompt "What is written?" --prompt "How many people are there?"
   topv compare --methods none,topv:keep=64,topv:keep=64,importance=potential --no-timing --json
 
-methods: none topv fastv vtw meancost uniform random facilitylocation framedifference divprune visionzip cdpruner
-  pyramiddrop sparsevlm, with settings after a colon: topv:keep=0.25,layer=2.
+{list_methods()}
   A wrong setting lists the valid ones; keep and layer set there go before --keep and --layer.
 
 what the numbers mean:

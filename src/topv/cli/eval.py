@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .methods_help import list_methods
 from .options import add_model_options, check_plot, check_writable, positive_int
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..methods import Method
     from ..mini.views import View
 
-EPILOG = """\
+EPILOG = f"""\
 examples:
   topv eval --questions 50                                      a quick look
   topv eval --out results.md --json results.json                the whole comparison
@@ -28,6 +29,8 @@ examples:
                                                                 flag also serves CPUs)
   topv eval --model tiled --frames 4 --methods topv,topv:budget=image,topv:budget=sample,framedifference
   topv eval --methods topv,topv:importance=potential,random --reductions 0.5 --tasks ocr,counting
+
+{list_methods()}
 
 what the numbers mean:
   accuracy          exact match; for caption and description the F1 over words; 95 % interval in brackets

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import TopVError
+from .methods_help import describe_methods
 
 __all__ = ["COMMANDS", "main"]
 
@@ -49,20 +50,7 @@ examples:
   topv eval --questions 50                            accuracy with intervals, on questions of eight kinds
 
 methods:
-  none              the unpruned model, which the others are compared with
-  topv              ranks tokens by optimal transport (arXiv 2503.18278); compatible with fast attention
-  fastv             ranks tokens by the attention that the last prompt token pays them (arXiv 2403.06764)
-  vtw               drops every visual token at a middle layer (arXiv 2405.05803)
-  meancost          TopV's cost matrix without the transport, a control
-  uniform           an evenly spread subset, a control
-  random            a random subset, a control
-  facilitylocation  the set from which all targets are reached at least transport cost
-  framedifference   TopV on what changed since the frame before; of videos
-  divprune          a set of tokens far from one another, before the decoder (arXiv 2503.02175)
-  visionzip         ranks tokens by the vision tower's attention, before the decoder (arXiv 2412.04467)
-  cdpruner          a diverse set given the prompt, before the decoder (arXiv 2506.10967)
-  pyramiddrop       as fastv, but a share leaves at each of several layers (arXiv 2410.17247)
-  sparsevlm         ranks by the attention of relevant text tokens, at several layers (arXiv 2410.04417)
+{methods}
 
 the same from Python:
   model, processor = topv.load_mini()
@@ -77,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="topv",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(methods=describe_methods()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

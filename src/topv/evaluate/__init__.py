@@ -1,12 +1,12 @@
 """Accuracy of methods at equal savings, on the bundled tasks."""
 
+from ..statistics import Interval, macro_interval, task_interval
 from .ablations import SWEEPS, nearest, sweep
 from .configurations import Configuration, at_equal_reductions, readings
 from .evaluation import Shard, evaluate
 from .examples import CLIP_TASKS, TASKS, Example, bundled_clips, bundled_examples
 from .provenance import provenance, setup_of
 from .runner import Answer, Asker, answer_examples, foreground_shares
-from .statistics import Interval, macro_interval, task_interval
 from .store import AnswerStore, write_whole
 from .subjects import grids_of, view_of
 from .tables import (

@@ -6,10 +6,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+from ..statistics import macro_interval
 from .configurations import Configuration
 from .recipe import Arm, Figure, Recipe
 from .runner import Answer
-from .statistics import macro_interval
 from .tables import accuracy_tables, markdown
 
 __all__ = ["bundled_sections", "checkpoint_section", "dialogue_section", "heat_maps", "published_section"]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from ..answering import Answerer
 from ..methods import Method
 from ..mini.statistics import answer_score
 from ..mini.views import View
-from ..runtime import Pruning, prune
+from ..runtime import prune
 from .examples import Example, foreground_tokens
 
 __all__ = ["Answer", "Asker", "answer_examples", "foreground_shares", "inputs_of", "plan_batches"]
@@ -35,7 +35,7 @@ class Answer:
         target_size: size of the thing asked about, or None.
         visual_tokens: visual tokens in the prompt.
         kept_tokens: how many of them stayed.
-        visual_flops_reduction: share of visual FLOPs not spent in the prefill.
+        visual_flops_reduction: share of visual FLOPs not spent in the prefill of its batch.
     """
 
     task: str
@@ -64,39 +64,38 @@ class Asker:
     """
 
     def __init__(self, model: Any, processor: Any, method: Method | None) -> None:
-        self._model, self._processor, self._method = model, processor, method
-        self._attached = contextlib.ExitStack()
-        self._pruning: Pruning | None = None
+        self._model, self._processor = model, processor
+        self._answerer = Answerer(model, processor, method)
 
     def __enter__(self) -> Asker:
-        if self._method is not None:
-            self._pruning = self._attached.enter_context(prune(self._model, self._method))
+        self._answerer.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._attached.close()
+        self._answerer.__exit__(*exception)
 
     def ask(self, examples: Sequence[Example]) -> list[Answer]:
         """Greedy answers to a batch of examples that `plan_batches` put together."""
         inputs = inputs_of(self._processor, examples).to(self._model.device)
-        with torch.inference_mode():
-            ids = self._model.generate(**inputs, max_new_tokens=_longest(examples[0].task), do_sample=False)
-        texts = self._processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        visual, kept, reduction = _kept(self._pruning, inputs, self._model)
+        texts = self._answerer.answer(inputs, max_new_tokens=_longest(examples[0].task))
+        visual = (inputs["input_ids"] == self._model.config.image_token_id).sum(1).tolist()
+        kept = self._answerer.kept_tokens(visual)
+        pruning = self._answerer.pruning
+        reduction = 0.0 if pruning is None else pruning.report().visual_flops_reduction
         return [
             Answer(
                 task=example.task,
                 scene=example.scene,
                 prompt=example.prompt,
                 expected=example.answer,
-                answer=text.strip(),
-                score=answer_score(example.task, text.strip(), example.answer),
+                answer=text,
+                score=answer_score(example.task, text, example.answer),
                 target_size=example.target_size,
-                visual_tokens=visual // len(examples),
-                kept_tokens=kept // len(examples),
+                visual_tokens=before,
+                kept_tokens=after,
                 visual_flops_reduction=reduction,
             )
-            for example, text in zip(examples, texts, strict=True)
+            for example, text, before, after in zip(examples, texts, visual, kept, strict=True)
         ]
 
 
@@ -164,14 +163,6 @@ def foreground_shares(
                 shares.append(float(foreground[places].sum() / foreground.sum()))
             advance(len(chosen))
     return shares
-
-
-def _kept(pruning: Pruning | None, inputs: Any, model: Any) -> tuple[int, int, float]:
-    if pruning is None:
-        visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
-        return visual, visual, 0.0
-    report = pruning.report()
-    return report.visual_tokens, report.kept_tokens, report.visual_flops_reduction
 
 
 def inputs_of(processor: Any, examples: Sequence[Example]) -> Any:

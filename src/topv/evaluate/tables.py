@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..methods.staged import StagedMethod
+from ..statistics import Interval, macro_interval, task_interval
 from .configurations import Configuration
 from .runner import Answer
-from .statistics import Interval, macro_interval, task_interval
 
 __all__ = [
     "Foreground",

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..statistics import median_interval
 from .bench import Measurement
 from .environment import describe_environment
-from .latency import Ratio, median_interval
+from .latency import Ratio
 from .stages import STAGES
 
 __all__ = ["BENCH_COLUMNS", "RATIOS", "Budget", "Setting", "bench_row", "read_rows", "write_rows"]

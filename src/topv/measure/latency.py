@@ -8,7 +8,6 @@ from the order statistics of those ratios: no distribution is assumed, nothing i
 from __future__ import annotations
 
 import gc
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..statistics import interquartile_range, median_interval
 
 __all__ = ["Latency", "LatencyTable", "Ratio", "Stopwatch", "measure_latency", "measure_phases"]
 
@@ -90,10 +90,7 @@ class Latency:
     @property
     def spread(self) -> float:
         """Interquartile range in seconds, 0 with a single round."""
-        if len(self.seconds) < 2:
-            return 0.0
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return high - low
+        return interquartile_range(self.seconds)
 
     @property
     def ratio(self) -> Ratio | None:
@@ -157,28 +154,6 @@ def _paired(times: Sequence[float], baseline: Sequence[float]) -> tuple[float, .
     if min(baseline) <= 0:
         raise InputError("the baseline took no time at all in some round: the clock is too coarse for it.")
     return tuple(a / b for a, b in zip(times, baseline, strict=True))
-
-
-def median_interval(samples: int) -> tuple[int, float]:
-    """How many of n ordered samples to leave out on each side, so that the rest covers the median with 95 %.
-
-    The interval from the (k+1)-th smallest to the (k+1)-th largest holds the median of the distribution with
-    probability 1 - 2 sum_{i <= k} C(n, i) / 2^n.
-
-    Returns:
-        k, and the probability. With fewer than six samples no interval reaches 95 %, and k is 0.
-
-    >>> median_interval(7), median_interval(9), median_interval(3)
-    ((0, 0.984375), (1, 0.9609375), (0, 0.75))
-    """
-    tail = 2 / 2**samples
-    trimmed, coverage = 0, 1 - tail
-    for k in range(1, (samples - 1) // 2 + 1):
-        tail += 2 * math.comb(samples, k) / 2**samples
-        if 1 - tail < 0.95:
-            break
-        trimmed, coverage = k, 1 - tail
-    return trimmed, coverage
 
 
 class Stopwatch:
@@ -277,8 +252,8 @@ def measure_latency(candidates: Mapping[str, Callable[[], object]], *, baseline:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Young garbage is collected before the block, and none in it. (A full collection would take longer than most
-    prefills.)"""
+    """Young garbage is collected before the block, and none in it; a full collection would take longer than most
+    prefills."""
     gc.collect(1)
     enabled = gc.isenabled()
     gc.disable()

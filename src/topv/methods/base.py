@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from ..budget import keep_count, validate_keep
+from .evidence import TARGETS, Evidence
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,48 +23,6 @@ GOALS = ("visual_flops", "kv_share")
 
 BUDGETS = ("keep", *GOALS)
 """The settings that decide how many tokens stay. Each method takes one of them."""
-
-TARGETS = ("pre_norm", "attention", "post_norm", "mlp")
-"""Where target tokens may be read in a decoder layer (the paper's positions 1 to 4): what enters the attention
-module, what leaves it, what enters the MLP, what leaves it."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the runtime read for G grids of one shape, each with N visual tokens.
-
-    Attributes:
-        rows_and_columns: the grids' shape (h, w), h * w = N.
-        coordinates: float32 (N, 2), each token's (row, column).
-        images: for each grid its number among its sample's grids, so that a result need not depend on the batch.
-        source: (G, N, D) visual tokens entering layer `layer - 1` (entering the decoder, where `layer` is 0), in the
-            model's dtype, or None if not asked for.
-        target: (G, N, D) the same tokens at the method's target position in that layer, or None.
-        attention: float32 (G, N), the attention that the last prompt token, or the method's raters, pay to each visual
-            token in that layer, averaged over heads, or None. 0 for tokens that an earlier pruning layer has dropped.
-        encoder_source: (G, N, D') what enters the block of the vision tower whose output becomes visual tokens, pooled
-            as the model pools its patches into tokens, or None.
-        encoder_target: (G, N, D') the same at the method's target position in that block, or None.
-        encoder_attention: float32 (G, N), the attention that each token's patches get in that block: from the class
-            token where it has one, from all patches else; mean over heads and patches; or None.
-        text: (G, M, D) the sample's text tokens where `source` is read, padded on the left with zeros, or None.
-        text_mask: BoolTensor (G, M), false at padding, or None.
-        previous: for each grid the number, among these G, of the grid in its place one frame earlier, -1 where there is
-            none: in a video the frame before; among images the image before, of as many grids. None where unknown.
-    """
-
-    rows_and_columns: tuple[int, int]
-    coordinates: torch.Tensor
-    images: tuple[int, ...]
-    source: torch.Tensor | None = None
-    target: torch.Tensor | None = None
-    attention: torch.Tensor | None = None
-    encoder_source: torch.Tensor | None = None
-    encoder_target: torch.Tensor | None = None
-    encoder_attention: torch.Tensor | None = None
-    text: torch.Tensor | None = None
-    text_mask: torch.Tensor | None = None
-    previous: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +128,7 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The evidence to read: "source", "text", one of `TARGETS`, "attention_row" (of the last prompt token),
-        "attention_map" (the same, cut from the whole map) or "attention_raters" (of the text tokens by `raters`); and
-        of the vision tower "encoder_source", "encoder_" and one of `TARGETS`, or "encoder_weights"."""
+        """The evidence to read: names of `READINGS`, of those that fill one field at most one."""
         return frozenset()
 
     @property

@@ -84,10 +84,8 @@ class CDPruner(Method):
             row = kernel.gather(1, everywhere.expand(-1, -1, tokens)).squeeze(1)
             before = factor[:, :step]
             own = before.gather(2, everywhere.expand(-1, step, 1))
-            added = volume.gather(1, pick)
-            enough = added > least.gather(1, pick)
-            residual = (row - (own.transpose(1, 2) @ before).squeeze(1)) / torch.where(enough, added, 1.0).sqrt()
-            factor[:, step] = torch.where(enough, residual, 0.0)
+            # Once all is exhausted this is rounding or NaN, neither of which is above `least` ever again.
+            factor[:, step] = (row - (own.transpose(1, 2) @ before).squeeze(1)) / volume.gather(1, pick).sqrt()
             volume = volume - factor[:, step].square()
         return ranking(picks, values, tokens)
 

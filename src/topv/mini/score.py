@@ -22,8 +22,9 @@ from topv.mini import MINI_PATH
 from topv.mini.geometry import Geometry
 from topv.mini.questions import TASKS, Question
 from topv.mini.scenes import SPLITS, draw_scene
-from topv.mini.statistics import answer_score, gain_interval, mean_interval
+from topv.mini.statistics import answer_score, gain_interval
 from topv.mini.views import read_view
+from topv.statistics import mean_interval
 
 __all__ = ["answer_all", "collect", "main"]
 

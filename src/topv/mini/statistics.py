@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from topv.mini.randomness import Stream
 
-__all__ = ["answer_score", "gain_interval", "mean_interval", "token_f1"]
+__all__ = ["answer_score", "gain_interval", "token_f1"]
 
 _RESAMPLES = 2000
 
@@ -35,25 +34,6 @@ def answer_score(task: str, answer: str, truth: str) -> float:
     return float(answer.strip() == truth.strip())
 
 
-def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
-    """Mean with a 95 % interval: Wilson's for scores that are all 0 or 1, else normal.
-
-    >>> low, mean, high = mean_interval([1.0] * 90 + [0.0] * 10)
-    >>> round(low, 3), mean, round(high, 3)
-    (0.826, 0.9, 0.945)
-    """
-    count = len(scores)
-    if not count:
-        raise ValueError("No scores to average; expected at least one answered question.")
-    mean, z = sum(scores) / count, 1.959964
-    if set(scores) <= {0.0, 1.0}:
-        middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
-        reach = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-        return min(mean, max(0.0, middle - reach)), mean, max(mean, min(1.0, middle + reach))
-    spread = z * float(np.std(scores, ddof=1)) / math.sqrt(count) if count > 1 else 1.0
-    return max(0.0, mean - spread), mean, min(1.0, mean + spread)
-
-
 def gain_interval(
     scores: Sequence[float], others: Sequence[float], scenes: Sequence[int]
 ) -> tuple[float, float, float]:
@@ -62,7 +42,8 @@ def gain_interval(
     Questions about one scene are not independent, so whole scenes are resampled.
 
     Args:
-        scores, others: two scores of each question.
+        scores: one score of each question.
+        others: another.
         scenes: the scene that each question is about.
     """
     if not len(scores) == len(others) == len(scenes) or not scores:

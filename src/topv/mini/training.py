@@ -184,7 +184,7 @@ class Trainer:
 
     @property
     def stage(self) -> str:
-        """ "tower" alone; then "objects", with few questions that need reading; then "all"."""
+        """First "tower" alone; then "objects", with few questions that need reading; then "all"."""
         if self.progress < self.preset.tower_share:
             return "tower"
         return "objects" if self.progress < self.preset.reading_share else "all"

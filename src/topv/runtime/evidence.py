@@ -21,8 +21,6 @@ from .slots import Slots
 
 __all__ = ["EvidenceReader"]
 
-_ENCODER_TARGETS = tuple(f"encoder_{name}" for name in TARGETS)
-
 
 class EvidenceReader:
     """What was read of one prefill's visual tokens on their way through the layer before they are pruned.
@@ -183,28 +181,32 @@ class EvidenceReader:
     def _read(
         self, number: int, section: ranking.Section, grids: tuple[Grid, ...], device: torch.device
     ) -> dict[str, torch.Tensor | None]:
-        """What was read of a section's tokens, by the fields of `Evidence`."""
+        """What was read of a section's tokens, by the names of the method's needs."""
 
         def cut(whole: list[torch.Tensor] | None) -> torch.Tensor | None:
             return None if whole is None else section.cut(whole[number].to(device))
 
-        read = {"source": cut(self._source), "target": cut(self._target)}
         samples = torch.tensor([grid.sample for grid in grids], device="cpu").to(device, non_blocking=True)
-        if self._attention is not None:
-            columns = torch.stack([grid.columns for grid in grids]).to(device, non_blocking=True)
-            read["attention"] = self._attention.to(device)[samples.unsqueeze(1), columns]
-        if self._text is not None:
-            read["text"], read["text_mask"] = (states.to(device)[samples] for states in self._text)
-        target = next((name for name in _ENCODER_TARGETS if name in self._method.needs), "")
-        read["encoder_source"] = self._encoded("encoder_source", grids, device)
-        read["encoder_target"] = self._encoded(target, grids, device)
-        weights = self._encoded("encoder_weights", grids, device)
-        read["encoder_attention"] = None if weights is None else weights.float().mean(-1)
+        read: dict[str, torch.Tensor | None] = {}
+        for name in self._method.needs:
+            if name == "source":
+                read[name] = cut(self._source)
+            elif name in TARGETS:
+                read[name] = cut(self._target)
+            elif name == "text":
+                if self._text is not None:
+                    read["text"], read["text_mask"] = (states.to(device)[samples] for states in self._text)
+            elif name.startswith("encoder_"):
+                states = self._encoded(name, grids, device)
+                read[name] = states.float().mean(-1) if states is not None and name == "encoder_weights" else states
+            elif self._attention is not None:
+                columns = torch.stack([grid.columns for grid in grids]).to(device, non_blocking=True)
+                read[name] = self._attention.to(device)[samples.unsqueeze(1), columns]
         return read
 
     def _encoded(self, name: str, grids: tuple[Grid, ...], device: torch.device) -> torch.Tensor | None:
         """What the vision tower says of a section's tokens, (P * G, n, D), or None where it was not asked."""
-        if name not in self._method.needs or self._placeholders is None:
+        if self._placeholders is None:
             return None
         kinds, copies = self._placeholders
         states, rows, before = [], torch.full_like(next(iter(kinds.values())), -1, dtype=torch.long), 0

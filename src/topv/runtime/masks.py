@@ -54,6 +54,7 @@ def real_columns(mask: torch.Tensor | None, *, batch: int, past: int, length: in
 
     Args:
         mask: None, (B, past + length) or (B, 1, length, keys).
+        batch: B.
         past: columns already in the cache.
         length: columns of this forward.
 

@@ -147,10 +147,8 @@ class TracedPrefill:
     def _scores(self, number: int, bucket: TracedBucket) -> torch.Tensor:
         def read(which: int) -> dict[str, torch.Tensor | None]:
             cut = bucket.sections[which].cut
-            return {
-                "source": None if self.source is None else cut(self.source[number]),
-                "target": None if self.target is None else cut(self.target[number]),
-            }
+            states = {name: self.source if name == "source" else self.target for name in self.method.needs}
+            return {name: None if whole is None else cut(whole[number]) for name, whole in states.items()}
 
         return ranking.score(self.method, bucket.sections, read, bucket.count)
 

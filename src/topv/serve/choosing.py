@@ -13,7 +13,7 @@ from .. import ranking
 from ..budget import keep_count
 from ..errors import InputError
 from ..layout import Picture, coordinates
-from ..methods import TARGETS, Method
+from ..methods import Method
 
 __all__ = ["Job", "budgets", "choose", "kept_tokens", "split_parts"]
 
@@ -102,7 +102,6 @@ def _scores(
     device: torch.device,
 ) -> torch.Tensor:
     """Scores (G, N) of G groups of parts that are alike, each a job's number and the numbers of its parts."""
-    target = next((name for target in TARGETS if (name := f"encoder_{target}") in method.needs), None)
     sections: list[ranking.Section] = []
     first, parts = members[0]
     start = 0
@@ -113,23 +112,17 @@ def _scores(
         sections.append(ranking.Section((start,), tokens, shape, coordinates(shape).to(device), images))
         start += tokens
 
-    def read(which: int) -> dict[str, torch.Tensor | None]:
+    def read(which: int) -> dict[str, torch.Tensor]:
         pairs = [(jobs[number], group[which]) for number, group in members]
         if method.uses_places and not all(job.picture.parts[part].spatial for job, part in pairs):
             raise InputError(f"{method!r} uses the places of visual tokens, and this image's have none.")
 
-        def states(name: str | None) -> torch.Tensor | None:
-            if name not in method.needs:
-                return None
+        def states(name: str) -> torch.Tensor:
             # Infinities would make every score NaN, and an exception here would end the engine for all requests.
             stacked = torch.stack([job.evidence[name][part].float() for job, part in pairs])
             return torch.nan_to_num(stacked, nan=0.0, posinf=0.0, neginf=0.0)
 
-        return {
-            "source": states("source"),
-            "encoder_source": states("encoder_source"),
-            "encoder_target": states(target),
-        }
+        return {name: states(name) for name in method.needs}
 
     return ranking.score(method, sections, read, count)
 

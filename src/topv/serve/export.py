@@ -37,7 +37,8 @@ def export_for_vllm(model: Any, processor: Any, folder: Path) -> Path:
 
 
 def _wrapped(name: str) -> str:
-    """
+    """A weight's name with the tower inside the model that older releases wrapped it in.
+
     >>> _wrapped("model.vision_tower.embeddings.class_embedding")
     'model.vision_tower.vision_model.embeddings.class_embedding'
     """

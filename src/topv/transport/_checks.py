@@ -15,19 +15,16 @@ def check_finite(**tensors: Tensor) -> None:
     The functions of this package never look at values: on a GPU that would make the host wait. Call this
     once, where waiting is acceptable, on what enters them.
 
-    Raises
-    ------
-    ValueError
-        Names each offending tensor, how many of its entries are not finite, and the index of the first.
+    Raises:
+        ValueError: names each offending tensor, how many of its entries are not finite, and the index of the first.
 
-    Examples
-    --------
-    >>> import torch
-    >>> check_finite(source=torch.ones(2, 3))
-    >>> check_finite(source=torch.ones(2), target=torch.tensor([[1.0, float("nan")]]))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    ValueError: target has 1 of 2 entries NaN or infinite, first at (0, 1); expected ...
+    Examples:
+        >>> import torch
+        >>> check_finite(source=torch.ones(2, 3))
+        >>> check_finite(source=torch.ones(2), target=torch.tensor([[1.0, float("nan")]]))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: target has 1 of 2 entries NaN or infinite, first at (0, 1); expected ...
     """
     flags = {name: torch.isfinite(tensor).all() for name, tensor in tensors.items()}
     if all(bool(flag) for flag in flags.values()):

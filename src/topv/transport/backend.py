@@ -21,10 +21,8 @@ def choose(backend: Backend, source: Tensor, target: Tensor, problem: Problem, *
 
     ``even`` says whether every target weighs the same.
 
-    Raises
-    ------
-    ValueError
-        The name is not one of the four, or "fused" was asked for and cannot run; says why.
+    Raises:
+        ValueError: the name is not one of the four, or "fused" was asked for and cannot run; says why.
     """
     if backend not in get_args(Backend):
         known = ", ".join(repr(name) for name in get_args(Backend))

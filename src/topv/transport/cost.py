@@ -16,10 +16,9 @@ Each grid's result is bitwise independent of the other grids in the batch: produ
 batched product may be blocked by the size of the batch), and every reduction runs along the last, contiguous
 axis. So does a grid's precision: which of its pairs are near depends on that grid alone.
 
-References
-----------
-.. [1] TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory Multimodal
-   Vision Language Model. CVPR 2025, arXiv:2503.18278.
+References:
+    .. [1] TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory Multimodal
+       Vision Language Model. CVPR 2025, arXiv:2503.18278.
 """
 
 from __future__ import annotations
@@ -46,27 +45,21 @@ def feature_distance(source: Tensor, target: Tensor, *, normalize: bool = False,
     1e-3 of the largest one drowns in rounding; if TensorFloat-32 is allowed there, which would cost 1e-2, products
     run in float64. The bounds are in ``transport/distance.py``.
 
-    Parameters
-    ----------
-    source, target : Tensor, shape (B, N, D)
-        Tokens of B grids, any floating dtype. Finite (:func:`check_finite`).
-    normalize : bool
-        L2-normalise each token first; a zero token stays zero.
-    scale : {"max", "mean"}
-        Divide by the grid's largest distance, so that F lies in [0, 1], or by its mean distance, so that F
-        averages 1 and one far-off token does not flatten the others. A grid whose distances are all 0 gives F
-        = 0.
+    Args:
+        source: (B, N, D), tokens of B grids, any floating dtype. Finite (:func:`check_finite`).
+        target: as `source`.
+        normalize: L2-normalise each token first; a zero token stays zero.
+        scale: divide by the grid's largest distance, so that F lies in [0, 1], or by its mean distance, so that F
+            averages 1 and one far-off token does not flatten the others. A grid whose distances are all 0 gives F = 0.
 
-    Returns
-    -------
-    distance : Tensor, shape (B, N, N), float32
+    Returns:
+        (B, N, N), float32.
 
-    Examples
-    --------
-    >>> import torch
-    >>> tokens = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [0.0, 10.0]]])
-    >>> feature_distance(tokens, tokens)[0, 0]
-    tensor([0.0000, 0.5000, 1.0000])
+    Examples:
+        >>> import torch
+        >>> tokens = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [0.0, 10.0]]])
+        >>> feature_distance(tokens, tokens)[0, 0]
+        tensor([0.0000, 0.5000, 1.0000])
     """
     check_tokens(source, target, scale)
     batch, n, _ = source.shape
@@ -92,22 +85,17 @@ def spatial_distance(coordinates: Tensor, *, sigma: float) -> Tensor:
 
     :math:`S_{ij} = 1 - \exp(-d(i, j)^2 / 2 \sigma^2)`: 0 on the diagonal, near 1 beyond about 3 sigma.
 
-    Parameters
-    ----------
-    coordinates : Tensor, shape (N, 2) or (B, N, 2)
-        (h, w) of each token, integer or floating.
-    sigma : float
-        Width in cells, above 0; infinity gives S = 0.
+    Args:
+        coordinates: (N, 2) or (B, N, 2), (h, w) of each token, integer or floating.
+        sigma: width in cells, above 0; infinity gives S = 0.
 
-    Returns
-    -------
-    distance : Tensor, shape (N, N) or (B, N, N), float32
+    Returns:
+        (N, N) or (B, N, N), float32.
 
-    Examples
-    --------
-    >>> import torch
-    >>> spatial_distance(torch.tensor([[0, 0], [0, 1], [0, 9]]), sigma=1.0)[0]
-    tensor([0.0000, 0.3935, 1.0000])
+    Examples:
+        >>> import torch
+        >>> spatial_distance(torch.tensor([[0, 0], [0, 1], [0, 9]]), sigma=1.0)[0]
+        tensor([0.0000, 0.3935, 1.0000])
     """
     require_coordinates(coordinates)
     require_number("sigma", sigma, "a width in grid cells above 0, such as 3.0", low=0.0, strict=True, inf=True)
@@ -129,19 +117,16 @@ def central_distance(coordinates: Tensor) -> Tensor:
 
     The centre is that of the bounding box of the coordinates. A grid of a single cell gives 0.
 
-    Parameters
-    ----------
-    coordinates : Tensor, shape (N, 2) or (B, N, 2)
+    Args:
+        coordinates: (N, 2) or (B, N, 2).
 
-    Returns
-    -------
-    distance : Tensor, shape (N,) or (B, N), float32
+    Returns:
+        (N,) or (B, N), float32.
 
-    Examples
-    --------
-    >>> import torch
-    >>> central_distance(torch.tensor([[0, 0], [0, 1], [0, 2], [0, 3], [0, 4]]))
-    tensor([1.0000, 0.5000, 0.0000, 0.5000, 1.0000])
+    Examples:
+        >>> import torch
+        >>> central_distance(torch.tensor([[0, 0], [0, 1], [0, 2], [0, 3], [0, 4]]))
+        tensor([1.0000, 0.5000, 0.0000, 0.5000, 1.0000])
     """
     require_coordinates(coordinates)
     x = coordinates.to(torch.float32)
@@ -170,37 +155,31 @@ def cost_matrix(
     Whether gamma belongs here depends on the reading of importance: E is constant along a row, so it cancels
     exactly under hard source marginals, and raises the row mean of distant cells. See :func:`importance`.
 
-    Parameters
-    ----------
-    source, target : Tensor, shape (B, N, D)
-        Source and target tokens, any floating dtype.
-    coordinates : Tensor, shape (N, 2) or (B, N, 2)
-        (h, w) cell of each token, shared or per grid, on the same device.
-    alpha, beta, gamma : float
-        Weights of F, S and E, at least 0. A factor of weight 0 is not computed.
-    sigma : float
-        Width of the spatial Gaussian in cells, above 0.
-    normalize, scale
-        As in :func:`feature_distance`.
+    Args:
+        source: (B, N, D), source and target tokens, any floating dtype.
+        target: as `source`.
+        coordinates: (N, 2) or (B, N, 2), (h, w) cell of each token, shared or per grid, on the same device.
+        alpha: weight of F, at least 0. A factor of weight 0 is not computed.
+        beta: weight of S, likewise.
+        gamma: weight of E, likewise.
+        sigma: width of the spatial Gaussian in cells, above 0.
+        normalize: as in :func:`feature_distance`.
+        scale: as in :func:`feature_distance`.
 
-    Returns
-    -------
-    cost : Tensor, shape (B, N, N), float32
-        Rows are sources, columns are targets.
+    Returns:
+        (B, N, N), float32: rows are sources, columns are targets.
 
-    Examples
-    --------
-    >>> import torch
-    >>> tokens = torch.tensor([[[0.0], [1.0], [4.0]]])
-    >>> cells = torch.tensor([[0, 0], [0, 1], [0, 2]])
-    >>> cost_matrix(tokens, tokens, cells, alpha=1.0, beta=0.0, gamma=0.5, sigma=3.0)[0]
-    tensor([[0.5000, 0.7500, 1.5000],
-            [0.2500, 0.0000, 0.7500],
-            [1.5000, 1.2500, 0.5000]])
+    Examples:
+        >>> import torch
+        >>> tokens = torch.tensor([[[0.0], [1.0], [4.0]]])
+        >>> cells = torch.tensor([[0, 0], [0, 1], [0, 2]])
+        >>> cost_matrix(tokens, tokens, cells, alpha=1.0, beta=0.0, gamma=0.5, sigma=3.0)[0]
+        tensor([[0.5000, 0.7500, 1.5000],
+                [0.2500, 0.0000, 0.7500],
+                [1.5000, 1.2500, 0.5000]])
 
-    References
-    ----------
-    .. [1] TopV, arXiv:2503.18278.
+    References:
+        .. [1] TopV, arXiv:2503.18278.
     """
     check_cost(source, target, coordinates, alpha=alpha, beta=beta, gamma=gamma, sigma=sigma, scale=scale)
     if alpha:
@@ -224,19 +203,16 @@ def mean_cost(cost: Tensor) -> Tensor:
     central factor inside ``cost`` would therefore *favour* the rim: build the cost with gamma = 0 and use
     :func:`subtract_central`.
 
-    Parameters
-    ----------
-    cost : Tensor, shape (B, N, N)
+    Args:
+        cost: (B, N, N).
 
-    Returns
-    -------
-    importance : Tensor, shape (B, N), the dtype of ``cost``
+    Returns:
+        (B, N), the dtype of ``cost``.
 
-    Examples
-    --------
-    >>> import torch
-    >>> mean_cost(torch.tensor([[[0.0, 1.0], [1.0, 0.5]]]))
-    tensor([[0.5000, 0.7500]])
+    Examples:
+        >>> import torch
+        >>> mean_cost(torch.tensor([[[0.0, 1.0], [1.0, 0.5]]]))
+        tensor([[0.5000, 0.7500]])
     """
     return cost.contiguous().mean(-1)
 

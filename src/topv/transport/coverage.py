@@ -17,9 +17,8 @@ rounding of their products alone are equal, and ties are ties, whatever the batc
 A grid of up to 4,096 tokens keeps its N x N costs. In a larger one only some rows are there at a time: those of the
 targets that pay most, which are the next to be asked for. When another is asked for, they are made anew.
 
-References
-----------
-.. [1] T. F. Gonzalez. Clustering to minimize the maximum intercluster distance. Theoretical Computer Science 38, 1985.
+References:
+    .. [1] T. F. Gonzalez. Clustering to minimize the maximum intercluster distance. Theoretical Computer Science, 1985.
 """
 
 from __future__ import annotations
@@ -75,45 +74,39 @@ def coverage(
 
     The first to be opened is the cheapest source of the target that is dearest to supply on average. Where two targets
     pay the same, and where two sources are as cheap, the lower index goes first. Once every target has its cheapest
-    source, the rest is chosen by index.
+    source, the rest is chosen by index. On an accelerator the host waits for the device only in a grid of more than
+    4,096 tokens.
 
-    Parameters
-    ----------
-    source, target : Tensor, shape (B, N, D)
-    coordinates : Tensor, shape (N, 2) or (B, N, 2)
-    count : int
-        How many sources to open in each grid, from 1 to N.
-    alpha, beta, gamma, sigma, normalize, scale
-        As in :func:`cost_matrix`.
-    target_weights : Tensor, shape (N,) or (B, N), optional
-        Positive weights b; 1/N each without. Costs are counted in N b_j C_ij.
+    Args:
+        source: (B, N, D).
+        target: as `source`.
+        coordinates: (N, 2) or (B, N, 2).
+        count: how many sources to open in each grid, from 1 to N.
+        alpha: as in :func:`cost_matrix`.
+        beta: as in :func:`cost_matrix`.
+        gamma: as in :func:`cost_matrix`.
+        sigma: as in :func:`cost_matrix`.
+        normalize: as in :func:`cost_matrix`.
+        scale: as in :func:`cost_matrix`.
+        target_weights: (N,) or (B, N), positive weights b; 1/N each without. Costs are counted in N b_j C_ij.
 
-    Returns
-    -------
-    score : Tensor, shape (B, N), float32
-        Of a source that was opened: what the target that asked for it paid just before, which for the first is set to
-        twice the highest cost there can be. Of any other: what the target of its own position pays in the end, 0 if
-        that has its cheapest source; always less than of one that was opened.
+    Returns:
+        (B, N), float32: of a source that was opened, what the target that asked for it paid just before, which for the
+        first is set to twice the highest cost there can be. Of any other: what the target of its own position pays
+        in the end, 0 if that has its cheapest source; always less than of one that was opened.
 
-    Raises
-    ------
-    ValueError
-        An argument does not fit; says which.
+    Raises:
+        ValueError: an argument does not fit; says which.
 
-    Notes
-    -----
-    On an accelerator the host waits for the device only in a grid of more than 4,096 tokens.
+    Examples:
+        Seven tokens in two heaps and one apart. One of each is chosen, before any second one.
 
-    Examples
-    --------
-    Seven tokens in two heaps and one apart. One of each is chosen, before any second one.
-
-    >>> import torch
-    >>> tokens = torch.tensor([[[0.0], [0.1], [5.0], [5.1], [0.2], [5.2], [0.1], [9.0]]])
-    >>> cells = torch.cartesian_prod(torch.arange(2), torch.arange(4))
-    >>> score = coverage(tokens, tokens, cells, 3, alpha=1.0, beta=0.0, gamma=0.0, sigma=3.0)
-    >>> score.topk(3).indices.tolist()
-    [[7, 0, 2]]
+        >>> import torch
+        >>> tokens = torch.tensor([[[0.0], [0.1], [5.0], [5.1], [0.2], [5.2], [0.1], [9.0]]])
+        >>> cells = torch.cartesian_prod(torch.arange(2), torch.arange(4))
+        >>> score = coverage(tokens, tokens, cells, 3, alpha=1.0, beta=0.0, gamma=0.0, sigma=3.0)
+        >>> score.topk(3).indices.tolist()
+        [[7, 0, 2]]
     """
     check_cost(source, target, coordinates, alpha=alpha, beta=beta, gamma=gamma, sigma=sigma, scale=scale)
     batch, n, _ = source.shape

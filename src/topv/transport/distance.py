@@ -26,9 +26,8 @@ component by u, which centring does not take off, so then distances below 2^-8 (
 Accelerators, where looking at values would make the host wait and where float64 can be 64 times slower, multiply in
 float32 and leave it there.
 
-References
-----------
-.. [1] N. J. Higham, T. Mary. A New Approach to Probabilistic Rounding Error Analysis. SIAM J. Sci. Comput. 41, 2019.
+References:
+    .. [1] N. J. Higham, T. Mary. A New Approach to Probabilistic Rounding Error Analysis. SIAM J. Sci. Comput., 2019.
 """
 
 from __future__ import annotations
@@ -74,13 +73,11 @@ def slices(total: int, size: int, start: int = 0) -> Iterator[slice]:
 class Distances:
     """Pairwise L2 distances of one grid. Holds its tokens as given, no copy of them, two vectors per side, and blocks.
 
-    Parameters
-    ----------
-    source, target : Tensor, shape (N, D)
-        Any floating dtypes; converted a block at a time.
-    normalize : bool
-        L2-normalise each token first; a zero token stays zero.
-    precision : {"repaired", "single", "double"}
+    Args:
+        source: (N, D), any floating dtypes; converted a block at a time.
+        target: as `source`.
+        normalize: L2-normalise each token first; a zero token stays zero.
+        precision: "repaired" for float32 with near pairs done again, or "single" or "double" throughout.
     """
 
     def __init__(self, source: Tensor, target: Tensor, *, normalize: bool, precision: Precision) -> None:

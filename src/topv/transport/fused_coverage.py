@@ -18,8 +18,6 @@ __all__ = ["open_in_one_launch"]
 
 _failed = False
 
-_failed = False
-
 
 def open_in_one_launch(
     price: Tensor, supplier: Tensor, first: Tensor, count: int, *, unpaid: int, paid: int

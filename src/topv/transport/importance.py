@@ -17,9 +17,8 @@ potential would count it with the wrong sign: f takes gamma E up). Under "demand
 stays out, and gamma E is subtracted from the importance, standardised within the grid so that gamma means the
 same whatever the scale of the reading.
 
-References
-----------
-.. [1] TopV, arXiv:2503.18278.
+References:
+    .. [1] TopV, arXiv:2503.18278.
 """
 
 from __future__ import annotations
@@ -58,19 +57,18 @@ def relaxed_row_sum(
 ) -> Tensor:
     """Reading (a): the mass each source supplies under a soft source marginal, (B, N), summing to 1.
 
-    Parameters
-    ----------
-    cost : Tensor, shape (B, N, N)
-        All three factors act, so gamma E belongs inside.
-    eps, rho, iterations, target_weights
-        As in :func:`solve`; rho must be finite.
+    Args:
+        cost: (B, N, N), all three factors act, so gamma E belongs inside.
+        eps: as in :func:`solve`.
+        rho: as in :func:`solve`, but finite.
+        iterations: as in :func:`solve`.
+        target_weights: as in :func:`solve`.
 
-    Examples
-    --------
-    >>> import torch
-    >>> cost = torch.tensor([[[0.0, 0.1, 0.9], [0.1, 0.0, 0.9], [0.9, 0.9, 0.0]]])
-    >>> relaxed_row_sum(cost, eps=0.5, rho=0.1, iterations=10)
-    tensor([[0.3457, 0.3457, 0.3086]])
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.0, 0.1, 0.9], [0.1, 0.0, 0.9], [0.9, 0.9, 0.0]]])
+        >>> relaxed_row_sum(cost, eps=0.5, rho=0.1, iterations=10)
+        tensor([[0.3457, 0.3457, 0.3086]])
     """
     _require_finite(rho)
     return solve(cost, eps=eps, rho=rho, iterations=iterations, target_weights=target_weights).row_sums()
@@ -79,12 +77,11 @@ def relaxed_row_sum(
 def row_sum(cost: Tensor, *, eps: float, iterations: int) -> Tensor:
     """Reading (b): the demand on each source under hard marginals after few iterations, (B, N), summing to 1.
 
-    Examples
-    --------
-    >>> import torch
-    >>> cost = torch.tensor([[[0.0, 0.1, 0.9], [0.1, 0.0, 0.9], [0.9, 0.9, 0.0]]])
-    >>> row_sum(cost, eps=0.5, iterations=1)
-    tensor([[0.3238, 0.3238, 0.3524]])
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.0, 0.1, 0.9], [0.1, 0.0, 0.9], [0.9, 0.9, 0.0]]])
+        >>> row_sum(cost, eps=0.5, iterations=1)
+        tensor([[0.3238, 0.3238, 0.3524]])
     """
     return solve(cost, eps=eps, iterations=iterations).row_sums()
 
@@ -92,13 +89,12 @@ def row_sum(cost: Tensor, *, eps: float, iterations: int) -> Tensor:
 def source_potential(cost: Tensor, *, eps: float, iterations: int) -> Tensor:
     """Reading (c): the shadow price of each source under hard marginals, (B, N), up to a constant per grid.
 
-    Examples
-    --------
-    >>> import torch
-    >>> cost = torch.tensor([[[0.0, 0.1, 0.9], [0.1, 0.0, 0.9], [0.9, 0.9, 0.0]]])
-    >>> price = source_potential(cost, eps=0.5, iterations=3)
-    >>> bool(price[0, 2] > price[0, 0])
-    True
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.0, 0.1, 0.9], [0.1, 0.0, 0.9], [0.9, 0.9, 0.0]]])
+        >>> price = source_potential(cost, eps=0.5, iterations=3)
+        >>> bool(price[0, 2] > price[0, 0])
+        True
     """
     plan = solve(cost, eps=eps, iterations=iterations)
     return (plan.log_source * plan.eps).to(plan.cost.dtype)
@@ -133,49 +129,47 @@ def importance(
 ) -> Tensor:
     r"""Importance of each source token of B grids; higher is kept first.
 
-    Parameters
-    ----------
-    reading : {"relaxed", "demand", "potential"}
-        See the table at the top of this module.
-    source, target : Tensor, shape (B, N, D)
-    coordinates : Tensor, shape (N, 2) or (B, N, 2)
-    alpha, beta, gamma, sigma, normalize, scale
-        As in :func:`cost_matrix`. Under "demand" and "potential" gamma E is subtracted from the standardised
-        importance instead of entering the cost.
-    eps, iterations
-        As in :func:`solve`.
-    rho : float
-        Weight of the source marginal under "relaxed", where it must be finite. The other two are defined by
-        hard marginals and do not use it.
-    target_weights : Tensor, shape (N,) or (B, N), optional
-        The target marginal b, as in :func:`solve`. Not for the "fused" backend, which "auto" then leaves alone.
-    backend : {"auto", "torch", "streaming", "fused"}
-        How it is computed; the values agree to float32. "torch" keeps each grid's N x N matrices, "streaming" keeps
-        none (for large grids: five times the multiplications), "fused" is a few Triton kernels on a CUDA device and
-        raises where it cannot run. "auto" is "fused" where it can run, else "torch" as long as the matrices take at
-        most 64 MiB (N <= 2,364), else "streaming".
+    Args:
+        reading: see the table at the top of this module.
+        source: (B, N, D).
+        target: as `source`.
+        coordinates: (N, 2) or (B, N, 2).
+        alpha: as in :func:`cost_matrix`.
+        beta: as in :func:`cost_matrix`.
+        gamma: as in :func:`cost_matrix`. Under "demand" and "potential" gamma E is subtracted from the standardised
+            importance instead of entering the cost.
+        sigma: as in :func:`cost_matrix`.
+        normalize: as in :func:`cost_matrix`.
+        scale: as in :func:`cost_matrix`.
+        eps: as in :func:`solve`.
+        iterations: as in :func:`solve`.
+        rho: weight of the source marginal under "relaxed", where it must be finite. The other two are defined by hard
+            marginals and do not use it.
+        target_weights: (N,) or (B, N), the target marginal b, as in :func:`solve`. Not for the "fused" backend, which
+            "auto" then leaves alone.
+        backend: how it is computed; the values agree to float32. "torch" keeps each grid's N x N matrices, "streaming"
+            keeps none (for large grids: five times the multiplications), "fused" is a few Triton kernels on a CUDA
+            device and raises where it cannot run. "auto" is "fused" where it can run, else "torch" as long as the
+            matrices take at most 64 MiB (N <= 2,364), else "streaming".
 
-    Returns
-    -------
-    importance : Tensor, shape (B, N), float32
-        "relaxed": row sums, adding up to 1 per grid. Otherwise: mean 0 and standard deviation 1 per grid,
-        less gamma E.
+    Returns:
+        (B, N), float32: "relaxed": row sums, adding up to 1 per grid. Otherwise: mean 0 and standard deviation 1 per
+        grid, less gamma E.
 
-    Examples
-    --------
-    Eight tokens alike and one apart: the one apart is the most important, except under the relaxed reading.
+    Examples:
+        Eight tokens alike and one apart: the one apart is the most important, except under the relaxed reading.
 
-    >>> import torch
-    >>> tokens = torch.zeros(1, 9, 4)
-    >>> tokens[0, 2] = 1.0
-    >>> cells = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-    >>> weights = dict(alpha=1.0, beta=0.0, gamma=0.0, sigma=3.0, eps=0.1, rho=0.1, iterations=3)
-    >>> for reading in ("demand", "potential", "relaxed"):
-    ...     value = importance(reading, tokens, tokens, cells, **weights)
-    ...     print(reading, "highest" if value.argmax() == 2 else "lowest" if value.argmin() == 2 else "-")
-    demand highest
-    potential highest
-    relaxed lowest
+        >>> import torch
+        >>> tokens = torch.zeros(1, 9, 4)
+        >>> tokens[0, 2] = 1.0
+        >>> cells = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+        >>> weights = dict(alpha=1.0, beta=0.0, gamma=0.0, sigma=3.0, eps=0.1, rho=0.1, iterations=3)
+        >>> for reading in ("demand", "potential", "relaxed"):
+        ...     value = importance(reading, tokens, tokens, cells, **weights)
+        ...     print(reading, "highest" if value.argmax() == 2 else "lowest" if value.argmin() == 2 else "-")
+        demand highest
+        potential highest
+        relaxed lowest
     """
     if reading not in get_args(Reading):
         known = ", ".join(repr(name) for name in get_args(Reading))
@@ -224,20 +218,17 @@ def standardise(value: Tensor) -> Tensor:
     A grid whose values agree to rounding (1e-6 of their size, 5e-8 in float64) has nothing to rank and gives
     zeros, rather than rounding noise blown up to size 1.
 
-    Parameters
-    ----------
-    value : Tensor, shape (B, N)
+    Args:
+        value: (B, N).
 
-    Returns
-    -------
-    standardised : Tensor, shape (B, N), the dtype of ``value``
+    Returns:
+        (B, N), the dtype of ``value``.
 
-    Examples
-    --------
-    >>> import torch
-    >>> standardise(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
-    tensor([[-1.2247,  0.0000,  1.2247],
-            [ 0.0000,  0.0000,  0.0000]])
+    Examples:
+        >>> import torch
+        >>> standardise(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+        tensor([[-1.2247,  0.0000,  1.2247],
+                [ 0.0000,  0.0000,  0.0000]])
     """
     size = value.abs().amax(-1, keepdim=True)
     centred = value - value.mean(-1, keepdim=True)
@@ -253,22 +244,19 @@ def standardise(value: Tensor) -> Tensor:
 def subtract_central(value: Tensor, coordinates: Tensor, *, gamma: float) -> Tensor:
     r"""Standardise importance within each grid and take gamma E off: the third factor, outside the solve.
 
-    Parameters
-    ----------
-    value : Tensor, shape (B, N)
-    coordinates : Tensor, shape (N, 2) or (B, N, 2)
-    gamma : float
+    Args:
+        value: (B, N).
+        coordinates: (N, 2) or (B, N, 2).
+        gamma: weight of E, at least 0.
 
-    Returns
-    -------
-    importance : Tensor, shape (B, N), the dtype of ``value``
+    Returns:
+        (B, N), the dtype of ``value``.
 
-    Examples
-    --------
-    >>> import torch
-    >>> cells = torch.tensor([[0, 0], [0, 1], [0, 2]])
-    >>> subtract_central(torch.tensor([[1.0, 1.0, 1.0]]), cells, gamma=0.5)
-    tensor([[-0.5000,  0.0000, -0.5000]])
+    Examples:
+        >>> import torch
+        >>> cells = torch.tensor([[0, 0], [0, 1], [0, 2]])
+        >>> subtract_central(torch.tensor([[1.0, 1.0, 1.0]]), cells, gamma=0.5)
+        tensor([[-0.5000,  0.0000, -0.5000]])
     """
     require_coordinates(coordinates, value.shape[0], value.shape[-1])
     require_number("gamma", gamma, "a finite weight of at least 0", low=0.0, strict=False, inf=False)

@@ -16,9 +16,8 @@ of the potential taken out, every factor lies in [e^-R, 1], and every product of
 rounded once for all iterations, which is the same as moving the cost by 1e-7 eps, so the ranking of a nearly flat
 problem is resolved better than by LogKernel, which rounds each time anew.
 
-References
-----------
-.. [1] G. Peyré, M. Cuturi. Computational Optimal Transport. 2019, section 4.4. arXiv:1803.00567.
+References:
+    .. [1] G. Peyré, M. Cuturi. Computational Optimal Transport. 2019, section 4.4. arXiv:1803.00567.
 """
 
 from __future__ import annotations

@@ -33,13 +33,12 @@ float64 (where the device has it), at no cost: a rounding of an entry averages o
 p_i does not. On a nearly flat problem (random tokens, N = 576, 3 iterations) the row sums spread by 1e-7,
 which float32 vectors drown in noise of 2e-7 and these resolve (5e-9).
 
-References
-----------
-.. [1] TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory Multimodal
-   Vision Language Model. CVPR 2025, arXiv:2503.18278.
-.. [2] M. Cuturi. Sinkhorn Distances: Lightspeed Computation of Optimal Transport. NIPS 2013.
-.. [3] L. Chizat, G. Peyré, B. Schmitzer, F.-X. Vialard. Scaling Algorithms for Unbalanced Transport Problems.
-   Mathematics of Computation 2018, arXiv:1607.05816.
+References:
+    .. [1] TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory Multimodal
+       Vision Language Model. CVPR 2025, arXiv:2503.18278.
+    .. [2] M. Cuturi. Sinkhorn Distances: Lightspeed Computation of Optimal Transport. NIPS 2013.
+    .. [3] L. Chizat, G. Peyré, B. Schmitzer, F.-X. Vialard. Scaling Algorithms for Unbalanced Transport Problems.
+       Mathematics of Computation 2018, arXiv:1607.05816.
 """
 
 from __future__ import annotations
@@ -65,14 +64,12 @@ class TransportPlan:
     Holds a reference to the cost, not a copy (a float16 or bfloat16 cost excepted): do not write into it
     before ``.matrix`` or ``.row_sums()`` is taken.
 
-    Attributes
-    ----------
-    cost : Tensor, shape (B, N, N)
-    eps : float
-    source_potential, target_potential : Tensor, shape (B, N)
-        f = eps log u and g = eps log v.
-    target_weights : Tensor, shape (B, N), or None
-        b; None means 1/N.
+    Attributes:
+        cost: (B, N, N).
+        eps: the entropic regularisation, in the units of the cost.
+        source_potential: (B, N), f = eps log u.
+        target_potential: (B, N), g = eps log v.
+        target_weights: (B, N), b; None means 1/N.
     """
 
     cost: Tensor
@@ -151,49 +148,39 @@ def solve(
 ) -> TransportPlan:
     r"""Solve B transport problems by a fixed number of Sinkhorn iterations.
 
-    Parameters
-    ----------
-    cost : Tensor, shape (B, N, N)
-        Rows are sources, columns are targets. Finite (:func:`check_finite`). float64 is solved in float64;
-        every other floating dtype in float32. Values that differ by less than one part in 10^7 of the largest
-        are equal here.
-    eps : float
-        Entropic regularisation, above 0, in the units of the cost. Smaller is sharper and needs more
-        iterations.
-    rho : float
-        Weight of the source marginal, 0 to infinity. ``math.inf`` enforces it (balanced); 0 drops it, and
-        then :math:`P_{ij} = b_j \, \mathrm{softmax}_i(-C_{ij} / \varepsilon)` whatever the iterations.
-    iterations : int
-        Pairs of updates, source then target, at least 1. There is no stopping rule: it would make the host
-        wait.
-    target_weights : Tensor, shape (N,) or (B, N), optional
-        b: non-negative with a positive sum, not checked, since that too would wait; default 1/N each. For the
-        balanced problem it must sum to 1, or the marginals contradict each other and no iteration converges.
+    Args:
+        cost: (B, N, N), rows are sources, columns are targets. Finite (:func:`check_finite`). float64 is solved in
+            float64; every other floating dtype in float32. Values that differ by less than one part in 10^7 of the
+            largest are equal here.
+        eps: entropic regularisation, above 0, in the units of the cost. Smaller is sharper and needs more iterations.
+        rho: weight of the source marginal, 0 to infinity. ``math.inf`` enforces it (balanced); 0 drops it, and then
+            :math:`P_{ij} = b_j \, \mathrm{softmax}_i(-C_{ij} / \varepsilon)` whatever the iterations.
+        iterations: pairs of updates, source then target, at least 1. There is no stopping rule: it would make the host
+            wait.
+        target_weights: (N,) or (B, N), b: non-negative with a positive sum, not checked, since that too would wait;
+            default 1/N each. For the balanced problem it must sum to 1, or the marginals contradict each other and no
+            iteration converges.
 
-    Returns
-    -------
-    plan : TransportPlan
-        ``.matrix`` (B, N, N), evaluated when first used; ``.source_potential`` and ``.target_potential`` (B,
-        N); ``.row_sums()`` (B, N).
+    Returns:
+        TransportPlan: ``.matrix`` (B, N, N), evaluated when first used; ``.source_potential`` and ``.target_potential``
+        (B, N); ``.row_sums()`` (B, N).
 
-    Notes
-    -----
-    Choosing: the *balanced* problem after few iterations ranks sources by demand beyond their share; its source
-    potential ranks them by how hard they are to replace, at any number of iterations; the *relaxed* problem prefers
-    sources that are cheap. :func:`importance` reads all three.
+    Notes:
+        Choosing: the *balanced* problem after few iterations ranks sources by demand beyond their share; its source
+        potential ranks them by how hard they are to replace, at any number of iterations; the *relaxed* problem prefers
+        sources that are cheap. :func:`importance` reads all three.
 
-    A grid's result is bitwise independent of the grids it is solved with. Nothing is differentiated.
+        A grid's result is bitwise independent of the grids it is solved with. Nothing is differentiated.
 
-    Examples
-    --------
-    >>> import torch
-    >>> cost = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
-    >>> plan = solve(cost, eps=0.5, iterations=3)
-    >>> plan.matrix
-    tensor([[[0.4404, 0.0596],
-             [0.0596, 0.4404]]])
-    >>> plan.matrix.sum(1), plan.row_sums()
-    (tensor([[0.5000, 0.5000]]), tensor([[0.5000, 0.5000]]))
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+        >>> plan = solve(cost, eps=0.5, iterations=3)
+        >>> plan.matrix
+        tensor([[[0.4404, 0.0596],
+                 [0.0596, 0.4404]]])
+        >>> plan.matrix.sum(1), plan.row_sums()
+        (tensor([[0.5000, 0.5000]]), tensor([[0.5000, 0.5000]]))
     """
     _check(cost, target_weights)
     check_solver(eps, rho, iterations)

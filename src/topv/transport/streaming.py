@@ -14,9 +14,8 @@ are made anew in each pass, from tokens converted a block at a time. There is on
 iteration, and one for the row sums if they are asked for: about 5 N^2 D multiplications for 3 iterations, where keeping
 the matrix would take N^2 D.
 
-References
-----------
-.. [1] M. Milakov, N. Gimelshein. Online normalizer calculation for softmax. arXiv:1805.02867.
+References:
+    .. [1] M. Milakov, N. Gimelshein. Online normalizer calculation for softmax. arXiv:1805.02867.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..ask.contribution import MAX_TOKENS
 from ..ask.views import GridView
 from ..report import draw_heat_map, draw_token_map, outline_token
 from .comparing import Outcome
-from .markup import escape, figure
+from .markup import Figure, render
 
 __all__ = ["contribution_panel", "place_of", "token_grid"]
 
@@ -28,27 +29,21 @@ def token_grid(view: GridView, outcome: Outcome, number: int) -> str:
     rows, columns = view.grid
     marks = outcome.marks[number]
     kept, recovered = set(marks.kept), set(marks.recovered)
-    drawn = figure(draw_token_map(view.picture, view.grid, kept, recovered), "", "").split("<figcaption>")[0]
     cells = []
-    for row in range(rows):
-        cells.append('<div role="row">')
-        for column in range(columns):
-            cell = row * columns + column
-            state = "recovered" if cell in recovered else "kept" if cell in kept else "pruned"
-            said = escape(f"{place_of(cell, columns)}, {state}")
-            cells.append(
-                f'<div role="gridcell" data-cell="{cell}" tabindex="{0 if cell == 0 else -1}" aria-selected="false" '
-                f'aria-label="{said}" title="{said}"></div>'
-            )
-        cells.append("</div>")
-    label = escape(
+    for cell in range(rows * columns):
+        state = "recovered" if cell in recovered else "kept" if cell in kept else "pruned"
+        cells.append((cell, f"{place_of(cell, columns)}, {state}"))
+    label = (
         f"Visual tokens of the {view.name}, {rows} rows and {columns} columns. Arrow keys move, Enter looks at a token."
     )
-    return (
-        f'<div class="topv-explorer">{drawn}</figure><div class="topv-grid" role="grid" aria-label="{label}" '
-        f'data-columns="{columns}" style="grid-template: repeat({rows}, 1fr) / repeat({columns}, 1fr)">'
-        f"{''.join(cells)}</div></div>"
-    )
+    figure = Figure.of(draw_token_map(view.picture, view.grid, kept, recovered), "")
+    return render("token_grid", figure, label, rows, columns, cells)
+
+
+class _Half(NamedTuple):
+    title: str
+    figure: Figure
+    most: str
 
 
 def contribution_panel(view: GridView, outcome: Outcome, number: int, cell: int | None) -> str:
@@ -76,22 +71,18 @@ def contribution_panel(view: GridView, outcome: Outcome, number: int, cell: int 
     state = "kept" if cell in outcome.marks[number].kept else "pruned"
     surplus = 100 * (contribution.demand(cell) - 1)
     amount = f"{abs(surplus):.2f} % {'more' if surplus >= 0 else 'less'} than the even share"
-    about = escape(f"Token at {place}: {state}. In all it contributes {amount}{_rank(outcome, number, cell)}.")
-    halves = (
+    about = f"Token at {place}: {state}. In all it contributes {amount}{_rank(outcome, number, cell)}."
+    parts = (
         ("Which targets it serves", "its row", contribution.serves(cell), f"{place} contributes to"),
         ("Which sources serve it", "its column", contribution.served_by(cell), f"contribute to {place}"),
     )
-    figures = []
-    for title, part, shares, verb in halves:
+    halves = []
+    for title, part, shares, verb in parts:
         heat = outline_token(draw_heat_map(view.picture, view.grid, shares), view.grid, cell)
         most = _largest(shares, columns)
         alternative = f"Heat map over the {view.name} of how much tokens {verb}; most: {most}"
-        figures.append(
-            f'<section class="topv-half"><h3>{escape(title)}</h3>'
-            f"{figure(heat, alternative, f'{part} of the contribution matrix')}"
-            f'<p class="topv-soft">Most: {escape(most)}</p></section>'
-        )
-    return f'<p>{about}</p><div class="topv-halves">{"".join(figures)}</div>'
+        halves.append(_Half(title, Figure.of(heat, alternative, f"{part} of the contribution matrix"), most))
+    return render("contribution", about, halves)
 
 
 def place_of(cell: int, columns: int) -> str:
@@ -118,4 +109,4 @@ def _largest(shares: Sequence[float], columns: int) -> str:
 
 
 def _note(text: str) -> str:
-    return f'<p class="topv-soft">{escape(text)}</p>'
+    return render("note", text)

@@ -1,11 +1,13 @@
-"""Means over tasks and their intervals."""
+"""Means, medians, and the intervals around them."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 
-from topv.evaluate import macro_interval, task_interval
+from topv.statistics import interquartile_range, macro_interval, mean_interval, median_interval, task_interval
 
 
 def test_tasks_weigh_the_same() -> None:
@@ -55,3 +57,46 @@ def test_a_task_without_errors_is_not_certain():
     assert task_interval([0.0] * 100, scenes) == pytest.approx((0.0, 0.0, 1 - low))
     some = [0.0] + [1.0] * 99
     assert task_interval(some, scenes) == macro_interval({"": (some, scenes)})
+
+
+def test_a_mean_of_right_and_wrong_has_wilsons_interval() -> None:
+    """Its ends are where the mean is 1.96 standard errors of the true share away: (p - 0.9)^2 = z^2 p (1 - p) / n."""
+    low, mean, high = mean_interval([1.0] * 90 + [0.0] * 10)
+    assert mean == 0.9
+    for end in (low, high):
+        assert (end - mean) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / 100)
+    assert low < mean < high
+    assert mean_interval([1.0] * 5)[2] == 1.0
+    assert mean_interval([0.0] * 5)[0] == 0.0
+
+
+def test_a_mean_of_shares_has_a_normal_interval_within_its_range() -> None:
+    scores = [0.25, 0.5, 0.75, 0.5]
+    low, mean, high = mean_interval(scores)
+    reach = 1.959964 * math.sqrt(0.125 / 3 / 4)
+    assert (low, mean, high) == pytest.approx((0.5 - reach, 0.5, 0.5 + reach))
+    assert mean_interval([0.1, 0.9])[0] == 0.0
+    assert mean_interval([0.5]) == (0.0, 0.5, 1.0)
+
+
+def test_a_mean_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="No scores"):
+        mean_interval([])
+
+
+def test_quartiles_are_those_of_the_samples() -> None:
+    assert interquartile_range([4.0, 1.0, 2.0, 3.0]) == pytest.approx(1.5)
+    assert interquartile_range([4.0]) == 0.0
+
+
+@pytest.mark.parametrize("samples", range(1, 40))
+def test_the_interval_is_the_narrowest_that_covers(samples: int) -> None:
+    trimmed, coverage = median_interval(samples)
+
+    def covered(k: int) -> float:
+        return 1 - 2 * sum(math.comb(samples, i) for i in range(k + 1)) / 2**samples
+
+    assert coverage == pytest.approx(covered(trimmed))
+    assert coverage >= 0.95 or trimmed == 0
+    if trimmed + 1 < samples - 1 - trimmed:
+        assert covered(trimmed + 1) < 0.95
