@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..errors import UnsupportedError, unknown_name
-from ..models.reasons import REASONS, reason_against
-from ..models.registry import FAMILIES, family_of
-from .probe import COLUMNS, Outcome, probe
-from .recipes import recipes
+from .registry import FAMILIES
 
-__all__ = [
-    "MATRIX_FILE",
-    "architectures",
-    "load_matrix",
-    "markdown",
-    "probe_all",
-    "probe_architecture",
-    "save_matrix",
-    "summary",
-]
+__all__ = ["COLUMNS", "COMMAND", "MATRIX_FILE", "Outcome", "line", "load_matrix", "markdown", "save_matrix", "summary"]
+
+COLUMNS = ("eager", "sdpa", "flex", "generate", "batch", "images", "video")
+"""Forward exact under each attention backend; generation exact; a padded batch equals its samples alone; several
+images in a prompt; a video."""
 
 MATRIX_FILE = Path(__file__).with_name("matrix.json")
 """The matrix that is shipped."""
+
+COMMAND = "python -m tools.probe all"
+"""What makes it anew, in a checkout of topv."""
 
 _HEADINGS = {
     "eager": "eager",
@@ -39,68 +32,28 @@ _HEADINGS = {
 }
 
 
-def architectures() -> list[str]:
-    """The keys of transformers' image-text-to-text mapping, sorted."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+@dataclass
+class Outcome:
+    """What was found out about one architecture.
 
-    return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-
-
-def probe_architecture(model_type: str) -> Outcome:
-    """Probe one architecture, or find out why it cannot be pruned.
-
-    Raises:
-        ValueError: when transformers knows no image-text-to-text architecture of that name.
+    Attributes:
+        model_type: the architecture.
+        cells: for each of `COLUMNS` "yes", "no" or "-" (does not apply).
+        notes: for each "no" what went wrong.
+        family: the class that serves it, "generic" where none is needed.
+        reason: why the architecture cannot be pruned at all, or None.
     """
-    known = architectures()
-    if model_type not in known:
-        raise ValueError(unknown_name("architecture", model_type, known))
-    recipe = recipes().get(model_type)
-    if recipe is None:
-        return Outcome(model_type, reason=_reason_without_recipe(model_type))
-    try:
-        return probe(recipe)
-    except ImportError:
-        if recipe.needs is None:
-            raise
-        return Outcome(model_type, reason=f"missing package: {REASONS['missing package']} ({recipe.needs})")
 
+    model_type: str
+    cells: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    family: str = ""
+    reason: str | None = None
 
-def _reason_without_recipe(model_type: str) -> str:
-    """Why an architecture has nothing to prune, found out on the class and on a model without storage."""
-    import torch
-    import transformers
-    from transformers import GenerationMixin
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]
-    kind: Any = getattr(transformers, names if isinstance(names, str) else names[0])
-    if not issubclass(kind, GenerationMixin):
-        return _explained("not generative")
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")
-        model = kind(kind.config_class())
-    reason = reason_against(model)
-    if reason is None:
-        try:
-            family_of(model)
-        except UnsupportedError:
-            reason = "no visual tokens"
-    return "not probed: no recipe builds it yet" if reason is None else _explained(reason)
-
-
-def _explained(reason: str) -> str:
-    return f"{reason}: {REASONS[reason]}"
-
-
-def probe_all(names: Iterable[str], progress: Callable[[Outcome], None] | None = None) -> list[Outcome]:
-    """Probe architectures one after the other; `progress` is told of each."""
-    outcomes = []
-    for name in names:
-        outcomes.append(probe_architecture(name))
-        if progress is not None:
-            progress(outcomes[-1])
-    return outcomes
+    @property
+    def exact(self) -> bool:
+        """Whether forward and generation are exact."""
+        return self.cells.get("eager") == self.cells.get("generate") == "yes"
 
 
 def save_matrix(outcomes: Sequence[Outcome], file: Path, versions: dict[str, str]) -> None:
@@ -136,12 +89,12 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def markdown(outcomes: Sequence[Outcome], versions: dict[str, str], command: str) -> str:
+def markdown(outcomes: Sequence[Outcome], versions: dict[str, str]) -> str:
     """The matrix as a page."""
     lines = [
         "# Supported models",
         "",
-        f"Made by `{command}` with {', '.join(f'{name} {version}' for name, version in versions.items())}: a tiny",
+        f"Made by `{COMMAND}` with {', '.join(f'{name} {version}' for name, version in versions.items())}: a tiny",
         "random model of every image-text-to-text architecture of transformers, pruned and compared with the unpruned",
         "model that hides the same tokens (error at most 1e-5, in float32; a padded batch and its samples alone 1e-4).",
         "",
@@ -164,3 +117,14 @@ def markdown(outcomes: Sequence[Outcome], versions: dict[str, str], command: str
     lines += ["", "## What cannot be pruned, and why", ""]
     lines += [f"- {o.model_type}: {o.reason}" for o in outcomes if o.reason is not None]
     return "\n".join(lines) + "\n"
+
+
+def line(outcome: Outcome) -> str:
+    """One architecture for a terminal: its cells and what went wrong, or why it cannot be pruned."""
+    if outcome.reason is not None:
+        return f"{outcome.model_type:<24} cannot: {outcome.reason}"
+    cells = "  ".join(f"{column} {outcome.cells.get(column, '?'):<3}" for column in COLUMNS)
+    notes = "".join(
+        f"\n    {column}: {outcome.notes[column]}" for column, cell in outcome.cells.items() if cell == "no"
+    )
+    return f"{outcome.model_type:<24} {cells}{notes}"

@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..errors import TopVError
-from ..methods import TopV
-from ..models import Family, family_of
-from ..models.reasons import REASONS, reason_against
-from ..runtime import Pruning, prune
+from topv.errors import TopVError
+from topv.methods import TopV
+from topv.models import Family, family_of
+from topv.models.matrix import COLUMNS, Outcome
+from topv.models.reasons import REASONS, reason_against
+from topv.runtime import Pruning, prune
+from topv.verify.reference import extended, masked_logits, relative_error
+
 from .recipe import FIRST_TEXT_TOKEN, Recipe
-from .reference import extended, masked_logits, relative_error
 
-__all__ = ["COLUMNS", "Outcome", "probe"]
-
-COLUMNS = ("eager", "sdpa", "flex", "generate", "batch", "images", "video")
-"""Forward exact under each attention backend; generation exact; a padded batch equals its samples alone; several
-images in a prompt; a video."""
+__all__ = ["probe"]
 
 _BACKENDS = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention"}
 _TOLERANCE = 1e-5
@@ -30,30 +28,6 @@ _EFFECT = 1e-3
 _BATCH_TOLERANCE = 1e-4
 _KEEP = 0.4
 _STEPS = 5
-
-
-@dataclass
-class Outcome:
-    """What was found out about one architecture.
-
-    Attributes:
-        model_type: the architecture.
-        cells: for each of `COLUMNS` "yes", "no" or "-" (does not apply).
-        notes: for each "no" what went wrong.
-        family: the class that serves it, "generic" where none is needed.
-        reason: why the architecture cannot be pruned at all, or None.
-    """
-
-    model_type: str
-    cells: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    family: str = ""
-    reason: str | None = None
-
-    @property
-    def exact(self) -> bool:
-        """Whether forward and generation are exact."""
-        return self.cells.get("eager") == self.cells.get("generate") == "yes"
 
 
 class _NotOffered(Exception):

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...runtime.arguments import cache_argument
+from topv.runtime.arguments import cache_argument
+
 from ..recipe import Pictures, Recipe
 from .fixed_grids import VideoFrames
 from .parts import LLAMA, SAM, TOWER
