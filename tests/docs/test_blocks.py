@@ -17,8 +17,8 @@ from PIL import Image
 
 import topv
 from topv.cli.main import COMMANDS, main, parse
-from topv.mini.scenes import draw_scene
 from topv.models import FAMILIES
+from topv.scenes import draw_scene
 
 from .pages import PAGES, ROOT, blocks, commands, name_of
 

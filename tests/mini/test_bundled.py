@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from topv.mini import MINI_PATH, TILED_PATH, load_mini
-from topv.mini.geometry import SHIPPED
-from topv.mini.questions import TASKS
-from topv.mini.scenes import draw_scene, scenes
 from topv.mini.score import answer_all, collect
 from topv.mini.statistics import answer_score, gain_interval, mean_interval
+from topv.scenes import SHIPPED, TASKS, draw_scene, scenes
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def no_network(monkeypatch):
 
 
 def test_import_is_cheap():
-    code = "import sys, topv.mini; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, topv.mini, topv.scenes; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -1,9 +1,9 @@
 from topv.mini.batches import ASSISTANT
 from topv.mini.build import build_processor
-from topv.mini.canvas import IGNORED, Item
-from topv.mini.geometry import SHIPPED
 from topv.mini.mentions import find_mentions, mention_targets
 from topv.mini.presets import get_preset
+from topv.scenes import SHIPPED
+from topv.scenes.canvas import IGNORED, Item
 
 ITEMS = [
     Item("shape", "star", "red", "small", (0, 0, 20, 20), (1,)),

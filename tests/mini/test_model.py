@@ -4,14 +4,13 @@ import torch
 from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import draw_batch
 from topv.mini.build import build_model, build_processor, get_architecture
-from topv.mini.canvas import HEADS, IGNORED
 from topv.mini.objective import DenseHeads, answer_logits, dense_loss, to_tensors
 from topv.mini.presets import get_preset
-from topv.mini.questions import TASKS
-from topv.mini.scenes import draw_scene
 from topv.mini.score import answer_all
 from topv.mini.tokenizer import ASSISTANT, IMAGE, USER
 from topv.mini.validation import exact_matches
+from topv.scenes import TASKS, draw_scene
+from topv.scenes.canvas import HEADS, IGNORED
 
 PRESET = get_preset("tiny")
 TILED = get_preset("tiny-tiled")

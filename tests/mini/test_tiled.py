@@ -11,19 +11,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import topv
 from topv.mini import load_mini, score
 from topv.mini.build import build_model, build_processor, get_architecture
-from topv.mini.canvas import IGNORED, Item
 from topv.mini.drills import ranks
 from topv.mini.export import export
-from topv.mini.geometry import Geometry
 from topv.mini.internvl import CONTEXT, START, STOP
 from topv.mini.presets import get_preset
-from topv.mini.randomness import Stream
-from topv.mini.scenes import draw_scene
 from topv.mini.score import answer_all
 from topv.mini.tokenizer import ASSISTANT, USER
 from topv.mini.training import Trainer
 from topv.mini.transplant import copied_name, positions, transplant
-from topv.mini.views import Tiles, View, read_view
+from topv.scenes import Geometry, Tiles, View, draw_scene, read_view
+from topv.scenes.canvas import IGNORED, Item
+from topv.scenes.randomness import Stream
 
 LLAVA, TILED = get_preset("tiny"), get_preset("tiny-tiled")
 VIEW = Tiles(Geometry(224, 14), 2)

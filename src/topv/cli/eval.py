@@ -17,7 +17,7 @@ from .options import add_model_options, check_plot, check_writable, positive_int
 if TYPE_CHECKING:
     from ..evaluate import Answer, AnswerStore, Configuration, Example
     from ..methods import Method
-    from ..mini.views import View
+    from ..scenes import View
 
 EPILOG = """\
 examples:

@@ -11,8 +11,8 @@ import torch
 
 from ..methods import Method
 from ..mini.statistics import answer_score
-from ..mini.views import View
 from ..runtime import Pruning, prune
+from ..scenes import View
 from .examples import Example, foreground_tokens
 
 __all__ = ["Answer", "Asker", "answer_examples", "foreground_shares", "inputs_of", "plan_batches"]

@@ -18,15 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from topv.mini.canvas import IGNORED
 from topv.mini.drills import counting_drills, ranks
-from topv.mini.geometry import Geometry
 from topv.mini.mentions import mention_targets
 from topv.mini.pages import draw_page
-from topv.mini.questions import TASKS, Question
-from topv.mini.randomness import Stream
-from topv.mini.scenes import Scene, draw_scene
-from topv.mini.views import View
+from topv.scenes import TASKS, Geometry, Question, Scene, View, draw_scene
+from topv.scenes.canvas import IGNORED
+from topv.scenes.randomness import Stream
 
 __all__ = ["ASSISTANT", "END", "Batch", "Encoded", "draw_batch", "pack", "stream_batches"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from topv.mini.questions import TASKS
+from topv.scenes import TASKS
 
 __all__ = ["plot"]
 

@@ -12,11 +12,11 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from topv.mini.canvas import IGNORED, Item
 from topv.mini.mentions import MOST_COUNTED
-from topv.mini.questions import Question, plural
-from topv.mini.randomness import Stream
-from topv.mini.views import View
+from topv.scenes import View
+from topv.scenes.canvas import IGNORED, Item
+from topv.scenes.questions import Question, plural
+from topv.scenes.randomness import Stream
 
 __all__ = ["RANKS", "counting_drills", "ranks"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from topv.mini.architecture import Architecture, text_config
 from topv.mini.presets import Preset
 from topv.mini.tokenizer import CHAT_TEMPLATE, END, IMAGE, PAD, USER
-from topv.mini.views import Tiles
+from topv.scenes import Tiles
 
 __all__ = ["CONTEXT", "START", "STOP", "InternVl", "with_image_marks"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topv.mini.canvas import IGNORED, Item
-from topv.mini.geometry import Geometry
-from topv.mini.shapes import COLOURS, SHAPES
+from topv.scenes import Geometry
+from topv.scenes.canvas import IGNORED, Item
+from topv.scenes.shapes import COLOURS, SHAPES
 
 __all__ = ["MOST_COUNTED", "find_mentions", "mention_targets"]
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from topv.mini.architecture import Frame
 from topv.mini.attention import TRAINING_ATTENTION
 from topv.mini.batches import Batch
-from topv.mini.canvas import HEADS, IGNORED, KINDS
 from topv.mini.drills import RANKS
 from topv.mini.mentions import MOST_COUNTED
 from topv.mini.presets import Preset
-from topv.mini.shapes import COLOURS, SHAPES
-from topv.mini.words import LETTERS
+from topv.scenes.canvas import HEADS, IGNORED, KINDS
+from topv.scenes.shapes import COLOURS, SHAPES
+from topv.scenes.words import LETTERS
 
 __all__ = [
     "DenseHeads",

@@ -6,14 +6,14 @@ times faster. They ask no questions and belong to no split.
 
 from __future__ import annotations
 
-from topv.mini.backgrounds import TRAIN_BACKGROUNDS, draw_background
-from topv.mini.canvas import Canvas
-from topv.mini.diagrams import compose_diagram
-from topv.mini.fonts import TRAIN_FONTS, cap_height
-from topv.mini.geometry import Geometry
-from topv.mini.randomness import Stream
-from topv.mini.shapes import COLOURS
-from topv.mini.words import LETTERS
+from topv.scenes import Geometry
+from topv.scenes.backgrounds import TRAIN_BACKGROUNDS, draw_background
+from topv.scenes.canvas import Canvas
+from topv.scenes.diagrams import compose_diagram
+from topv.scenes.fonts import TRAIN_FONTS, cap_height
+from topv.scenes.randomness import Stream
+from topv.scenes.shapes import COLOURS
+from topv.scenes.words import LETTERS
 
 __all__ = ["draw_page"]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from topv.mini.geometry import Geometry
-from topv.mini.views import Tiles, View
+from topv.scenes import Geometry, Tiles, View
 
 __all__ = ["PRESETS", "Preset", "get_preset"]
 

@@ -19,11 +19,8 @@ from typing import Any
 from PIL import Image
 
 from topv.mini import MINI_PATH
-from topv.mini.geometry import Geometry
-from topv.mini.questions import TASKS, Question
-from topv.mini.scenes import SPLITS, draw_scene
 from topv.mini.statistics import answer_score, gain_interval, mean_interval
-from topv.mini.views import read_view
+from topv.scenes import SPLITS, TASKS, Geometry, Question, draw_scene, read_view
 
 __all__ = ["answer_all", "collect", "main"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from topv.mini.randomness import Stream
+from topv.scenes.randomness import Stream
 
 __all__ = ["answer_score", "gain_interval", "mean_interval", "token_f1"]
 

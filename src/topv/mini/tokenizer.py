@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from topv.mini.presets import Preset
-from topv.mini.scenes import scenes
+from topv.scenes import scenes
 
 __all__ = ["ASSISTANT", "CHAT_TEMPLATE", "END", "IMAGE", "PAD", "USER", "build_tokenizer", "corpus"]
 

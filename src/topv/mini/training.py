@@ -21,8 +21,8 @@ from topv.mini.build import build_model, build_processor, get_architecture
 from topv.mini.checkpoints import load_checkpoint, read_state, save_checkpoint
 from topv.mini.objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, rank_loss, to_tensors
 from topv.mini.presets import Preset
-from topv.mini.questions import TASKS
 from topv.mini.validation import validate
+from topv.scenes import TASKS
 
 __all__ = ["Trainer", "prepare_processor"]
 

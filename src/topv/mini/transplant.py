@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topv.mini.views import read_view
+from topv.scenes import read_view
 
 __all__ = ["copied_name", "positions", "transplant"]
 
@@ -144,7 +144,7 @@ def _embeddings(trained: Any, processor: Any, held: dict[str, Tensor], model: An
 
 def _pixels(trained: Any, processor: Any) -> Tensor:
     """Training scenes as the LLaVA sees them: (scenes, 3, size, size)."""
-    from topv.mini.scenes import scenes
+    from topv.scenes import scenes
 
     geometry = read_view(trained.config, processor).geometry
     images = [scene.image for scene in scenes("train", _SCENES, geometry=geometry)]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from topv.mini.architecture import Architecture, Frame
 from topv.mini.batches import Batch
-from topv.mini.canvas import IGNORED
 from topv.mini.objective import answer_logits, to_tensors
-from topv.mini.questions import TASKS
+from topv.scenes import TASKS
+from topv.scenes.canvas import IGNORED
 
 __all__ = ["exact_matches", "validate"]
 

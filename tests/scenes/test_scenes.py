@@ -5,10 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from topv.mini.canvas import HEADS, IGNORED
-from topv.mini.geometry import SHIPPED, Geometry
-from topv.mini.questions import TASKS
-from topv.mini.scenes import SPLITS, draw_scene, scene_seed, scenes
+from topv.scenes import SHIPPED, TASKS, Geometry
+from topv.scenes.canvas import HEADS, IGNORED
+from topv.scenes.scene import SPLITS, draw_scene, scene_seed, scenes
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +28,8 @@ def test_same_pixels_on_another_processor():
     core = pytest.importorskip("numpy._core._multiarray_umath")
     found = " ".join(name for name in core.__cpu_dispatch__ if core.__cpu_features__[name])
     code = (
-        "import hashlib; from topv.mini.backgrounds import BACKGROUNDS, draw_background;"
-        "from topv.mini.randomness import Stream; from topv.mini.scenes import scenes;"
+        "import hashlib; from topv.scenes.backgrounds import BACKGROUNDS, draw_background;"
+        "from topv.scenes.randomness import Stream; from topv.scenes import scenes;"
         "drawn = [draw_background(Stream(seed), kind, 168) for kind in BACKGROUNDS for seed in range(6)];"
         "drawn += [scene.image for scene in scenes('test', 20)];"
         "print(hashlib.sha256(b''.join(image.tobytes() for image in drawn)).hexdigest())"

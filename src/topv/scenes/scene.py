@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from topv.mini.canvas import Canvas, Item
-from topv.mini.composition import Plan, compose
-from topv.mini.geometry import SHIPPED, Geometry
-from topv.mini.questions import TASKS, Question, ask
-from topv.mini.randomness import Stream
+from .canvas import Canvas, Item
+from .composition import compose
+from .geometry import SHIPPED, Geometry
+from .plan import Plan
+from .questions import TASKS, Question, ask
+from .randomness import Stream
 
 __all__ = ["SPLITS", "TASKS", "Question", "Scene", "draw_scene", "scene_seed", "scenes"]
 
@@ -34,7 +35,7 @@ class Scene:
         image: RGB, ``geometry.size`` pixels square.
         foreground: patches that show something a question may ask about, bool (rows, cols).
         questions: every question that applies.
-        labels: dense labels per patch, int64 (rows, cols, heads); see ``topv.mini.canvas.HEADS``.
+        labels: dense labels per patch, int64 (rows, cols, heads); see ``topv.scenes.canvas.HEADS``.
         plan: what was composed.
         items: what questions can be about.
         canvas: the finished drawing, which can be measured on other patches.

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from topv.mini.backgrounds import HELD_OUT_BACKGROUNDS, TRAIN_BACKGROUNDS, draw_background
-from topv.mini.canvas import Canvas
-from topv.mini.composition import SIDES
-from topv.mini.geometry import SHIPPED, Geometry
-from topv.mini.questions import plural
-from topv.mini.randomness import Stream
-from topv.mini.scenes import scene_seed
-from topv.mini.shapes import COLOURS, SHAPES
+from .backgrounds import HELD_OUT_BACKGROUNDS, TRAIN_BACKGROUNDS, draw_background
+from .canvas import Canvas
+from .composition import SIDES
+from .geometry import SHIPPED, Geometry
+from .questions import plural
+from .randomness import Stream
+from .scene import scene_seed
+from .shapes import COLOURS, SHAPES
 
 __all__ = ["CLIP_TASKS", "Clip", "ClipQuestion", "draw_clip"]
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from topv.mini.fonts import cap_height, load_font
-from topv.mini.geometry import Geometry
-from topv.mini.shapes import COLOURS, SHAPES, shape_mask
-from topv.mini.words import LETTERS
+from .fonts import cap_height, load_font
+from .geometry import Geometry
+from .shapes import COLOURS, SHAPES, shape_mask
+from .words import LETTERS
 
 __all__ = ["HEADS", "IGNORED", "Canvas", "Item"]
 

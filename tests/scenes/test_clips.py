@@ -7,8 +7,7 @@ import pytest
 
 from topv.errors import InputError
 from topv.evaluate import bundled_clips
-from topv.mini.clips import CLIP_TASKS, draw_clip
-from topv.mini.geometry import Geometry
+from topv.scenes import CLIP_TASKS, Geometry, draw_clip
 
 SMALL = Geometry(112, 14)
 

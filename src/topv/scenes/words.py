@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from topv.mini.randomness import Stream
+from .randomness import Stream
 
 __all__ = ["LETTERS", "draw_word"]
 

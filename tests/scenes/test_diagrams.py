@@ -3,12 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
-from topv.mini.canvas import HEADS, IGNORED, KINDS
-from topv.mini.diagrams import sector
-from topv.mini.geometry import SHIPPED
-from topv.mini.pages import draw_page
-from topv.mini.scenes import scenes
-from topv.mini.words import LETTERS
+from topv.scenes import SHIPPED, scenes
+from topv.scenes.canvas import HEADS, IGNORED, KINDS
+from topv.scenes.diagrams import sector
+from topv.scenes.words import LETTERS
 
 LABEL = {name: index for index, name in enumerate(HEADS)}
 
@@ -69,12 +67,3 @@ def test_an_arrow_knows_its_direction_and_both_ends(diagrams):
         elsewhere = scene.labels[scene.labels[..., LABEL["kind"]] == 0]
         assert (elsewhere[:, LABEL["leaves"]] == IGNORED).all()
     assert seen == set(range(1, 9))
-
-
-def test_pages_hold_letters_or_a_diagram():
-    for seed in range(6):
-        page = draw_page(seed, SHIPPED)
-        kinds = page.measure()[1][..., LABEL["kind"]]
-        assert bool(page.items) == bool((kinds == KINDS.index("box")).any()) == (seed % 3 == 0)
-        assert np.isin(kinds, [KINDS.index(letter) for letter in LETTERS]).any()
-        assert page.image.tobytes() == draw_page(seed, SHIPPED).image.tobytes()

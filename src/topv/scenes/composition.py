@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from topv.mini.backgrounds import HELD_OUT_BACKGROUNDS, TRAIN_BACKGROUNDS, draw_background
-from topv.mini.canvas import Canvas
-from topv.mini.fonts import HELD_OUT_FONTS, TRAIN_FONTS, cap_height
-from topv.mini.geometry import Geometry
-from topv.mini.randomness import Stream
-from topv.mini.shapes import COLOURS, SHAPES
-from topv.mini.words import draw_word
+from .backgrounds import HELD_OUT_BACKGROUNDS, TRAIN_BACKGROUNDS, draw_background
+from .canvas import Canvas
+from .diagrams import compose_diagram
+from .fonts import HELD_OUT_FONTS, TRAIN_FONTS, cap_height
+from .geometry import Geometry
+from .plan import Plan
+from .randomness import Stream
+from .shapes import COLOURS, SHAPES
+from .words import draw_word
 
-__all__ = ["Plan", "compose"]
+__all__ = ["compose"]
 
 SIDES = {"small": (18, 25), "medium": (30, 38), "large": (46, 58)}
 CAPS = {"small": (12, 15), "medium": (17, 22), "large": (26, 34)}
 _SIZE_NAMES = tuple(SIDES)
 _TRIES = 40
-
-
-@dataclass
-class Plan:
-    """What the composer meant to draw: the theme that counting asks about, the diagram's arrows."""
-
-    kind: str
-    theme: tuple[str, str] | None = None
-    arrows: tuple[tuple[str, str], ...] = ()
 
 
 def _tinted(stream: Stream, colour: str) -> tuple[int, int, int]:
@@ -127,8 +118,6 @@ def _compose_words(stream: Stream, canvas: Canvas, fonts: tuple[str, ...]) -> Pl
 
 def compose(stream: Stream, geometry: Geometry, held_out: bool) -> tuple[Canvas, Plan]:
     """Draw one candidate scene; with ``held_out`` it may use the fonts and backgrounds kept from training."""
-    from topv.mini.diagrams import compose_diagram
-
     backgrounds: tuple[str, ...] = tuple(TRAIN_BACKGROUNDS)
     fonts: tuple[str, ...] = TRAIN_FONTS
     if held_out and stream.chance(0.5):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from topv.mini.randomness import Stream
+from .randomness import Stream
 
 __all__ = ["BACKGROUNDS", "HELD_OUT_BACKGROUNDS", "TRAIN_BACKGROUNDS", "draw_background"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from topv.mini.canvas import HEADS, Canvas
-from topv.mini.geometry import Geometry
+from .canvas import HEADS, Canvas
+from .geometry import Geometry
 
 __all__ = ["Tiles", "View", "read_view"]
 
@@ -169,7 +169,7 @@ class Tiles(View):
 
 
 def read_view(config: Any, processor: Any) -> View:
-    """How a saved model of this package is shown its images.
+    """How a saved model, one like the bundled ones, is shown its images.
 
     Args:
         config: a ``LlavaConfig`` or ``InternVLConfig``.
@@ -182,6 +182,6 @@ def read_view(config: Any, processor: Any) -> View:
     if config.model_type == "llava":
         return View(Geometry(vision.image_size, vision.patch_size))
     if config.model_type != "internvl":
-        raise ValueError(f"A {config.model_type} model; expected a folder that topv.mini.train exported.")
+        raise ValueError(f"A {config.model_type} model; expected a LLaVA or an InternVL like the bundled ones.")
     side = math.isqrt(processor.image_processor.max_patches)
     return Tiles(Geometry(side * vision.image_size[0], vision.patch_size[0]), side)

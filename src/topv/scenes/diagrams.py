@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 
-from topv.mini.canvas import DIAGRAM_CELLS, SECTORS, Canvas, Item
-from topv.mini.composition import Plan
-from topv.mini.fonts import cap_height, load_font
-from topv.mini.randomness import Stream
-from topv.mini.words import LETTERS
+from .canvas import DIAGRAM_CELLS, SECTORS, Canvas, Item
+from .fonts import cap_height, load_font
+from .plan import Plan
+from .randomness import Stream
+from .words import LETTERS
 
 __all__ = ["compose_diagram", "sector"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from topv.mini.canvas import Canvas, Item
-from topv.mini.composition import Plan
-from topv.mini.randomness import Stream
-from topv.mini.shapes import COLOURS, SHAPES
+from .canvas import Canvas, Item
+from .plan import Plan
+from .randomness import Stream
+from .shapes import COLOURS, SHAPES
 
 __all__ = ["TASKS", "Question", "ask", "plural"]
 
