@@ -25,8 +25,8 @@ learn()    { "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --minut
              cp "$work/$2"/{log.csv,curves.png,last.json} "$work/$2-weights"; }
 train()    { learn accelerator mini; }
 train_tiled() { learn tiled-accelerator mini-tiled; }
-ask()      { "$python" -m topv.mini.score --model "$work/$1-weights" --device "$device" --questions 2000 --batch 256 \
-                 --json "$work/score-$1.json" | tee "$work/score-$1.md"; }
+ask()      { "$python" -m topv eval --methods none --blind --model "$work/$1-weights" --device "$device" \
+                 --dtype float32 --questions 2000 --batch-size 256 --work "$work/score-$1" --out "$work/score-$1.md"; }
 score()    { ask mini; }
 score_tiled() { ask mini-tiled; }
 accuracy() { "$python" benchmarks/accuracy.py --device "$device" --questions 2000 --batch-size 256 --processes 4 \

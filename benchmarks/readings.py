@@ -21,9 +21,9 @@ import torch
 
 import topv
 from topv.budget import keep_count
+from topv.evaluate.statistics import mean_interval
 from topv.measure import describe_environment
 from topv.methods import Evidence, Method
-from topv.mini.statistics import mean_interval
 from topv.scenes import draw_scene
 from topv.selection import select
 

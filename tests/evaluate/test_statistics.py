@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from topv.evaluate import macro_interval, task_interval
+from topv.evaluate.statistics import answer_score, mean_interval
 
 
 def test_tasks_weigh_the_same() -> None:
@@ -55,3 +56,13 @@ def test_a_task_without_errors_is_not_certain():
     assert task_interval([0.0] * 100, scenes) == pytest.approx((0.0, 0.0, 1 - low))
     some = [0.0] + [1.0] * 99
     assert task_interval(some, scenes) == macro_interval({"": (some, scenes)})
+
+
+def test_answers_are_scored_by_their_task() -> None:
+    assert answer_score("ocr", " CAT ", "CAT") == 1.0
+    assert answer_score("caption", "a red star", "a red star and a ring") == pytest.approx(2 / 3)
+
+
+def test_a_mean_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="No scores"):
+        mean_interval([])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from topv.mini import score
+from topv.cli.main import main
 from topv.mini.export import export
 from topv.mini.presets import get_preset
 from topv.mini.training import Trainer
@@ -29,5 +29,5 @@ def test_train_resume_and_export(name: str, tmp_path: Path, monkeypatch: pytest.
     again.run()
     assert again.state["step"] > first["step"]
     export(tmp_path / "run", tmp_path / "weights")
-    command = ["--model", str(tmp_path / "weights"), "--questions", "1", "--tasks", "recognition", "--device", "cuda"]
-    score.main(command)
+    command = ["eval", "--methods", "none", "--blind", "--model", str(tmp_path / "weights"), "--device", "cuda"]
+    assert main([*command, "--questions", "1", "--tasks", "recognition"]) == 0

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from topv.evaluate import Example, answer_examples
 from topv.mini.attention import TRAINING_ATTENTION, register
 from topv.mini.batches import draw_batch
 from topv.mini.build import build_model, build_processor, get_architecture
 from topv.mini.objective import DenseHeads, answer_logits, dense_loss, to_tensors
 from topv.mini.presets import get_preset
-from topv.mini.score import answer_all
 from topv.mini.tokenizer import ASSISTANT, IMAGE, USER
 from topv.mini.validation import exact_matches
 from topv.scenes import TASKS, draw_scene
@@ -121,9 +121,10 @@ def test_exact_match_equals_greedy_generation(preset, case):
         generated = []
         for row in range(2):
             scene = draw_scene(row, "validation", preset.geometry)
-            asked = [q for q in scene.questions if q.task == task]
-            written = answer_all(model, processor, [(scene.image, q.prompt) for q in asked], 8, 4)
-            generated += [answer == q.answer for answer, q in zip(written, asked, strict=True)]
+            asked = [
+                Example(task, row, scene.image, q.prompt, q.answer, None) for q in scene.questions if q.task == task
+            ]
+            generated += [bool(answer.score) for answer in answer_examples(model, processor, asked, None)]
         assert generated == matches.get(task, [])
 
 

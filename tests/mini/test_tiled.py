@@ -1,7 +1,5 @@
 """The tiled sibling: what the trainer shows, labels and copies is what the shipped files show."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,13 +7,14 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import topv
-from topv.mini import load_mini, score
+from topv.cli.main import main
+from topv.evaluate import Example, answer_examples
+from topv.mini import load_mini
 from topv.mini.build import build_model, build_processor, get_architecture
 from topv.mini.drills import ranks
 from topv.mini.export import export
 from topv.mini.internvl import CONTEXT, START, STOP
 from topv.mini.presets import get_preset
-from topv.mini.score import answer_all
 from topv.mini.tokenizer import ASSISTANT, USER
 from topv.mini.training import Trainer
 from topv.mini.transplant import copied_name, positions, transplant
@@ -101,7 +100,7 @@ def test_labels_stand_where_the_model_sees_what_they_name():
 def test_tokens_show_the_pixels_of_their_place():
     rows, columns = np.mgrid[:224, :224]
     image = np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8)
-    tiles = VIEW.pixels(score.Image.fromarray(image))
+    tiles = VIEW.pixels(Image.fromarray(image))
     for token, (row, column) in enumerate(VIEW.places[:64]):
         tile, (inner_row, inner_column) = token // 16, divmod(token % 16, 4)
         assert tuple(tiles[tile, 28 * inner_row, 28 * inner_column, :2]) == (28 * row, 28 * column)
@@ -188,29 +187,21 @@ def test_transplant_refuses_another_shape(start):
         transplant(start, build_model(preset, processor.tokenizer), processor.tokenizer)
 
 
-def test_exported_folder_loads_scores_and_prunes(folder, monkeypatch, tmp_path, capsys):
+def test_exported_folder_loads_scores_and_prunes(folder, monkeypatch, capsys):
     assert max(file.stat().st_size for file in folder.iterdir()) <= 15e6
     monkeypatch.setattr("topv.mini.TILED_PATH", folder)
     model, processor = load_mini(tiled=True)
     assert type(model).__name__ == "InternVLForConditionalGeneration"
     assert read_view(model.config, processor) == TILED.view
     image = draw_scene(0, "test", TILED.geometry).image
-    pairs = [(image, "what is the large object?"), (image, "how many stars are there?")]
-    assert len(answer_all(model, processor, pairs, 3, 2)) == 2
-    with topv.prune(model, topv.TopV(keep=0.5, layer=1)):
-        assert len(answer_all(model, processor, pairs[:1], 3, 1)) == 1
-    figures = tmp_path / "figures.json"
-    score.main(["--model", str(folder), "--questions", "1", "--tasks", "recognition", "--json", str(figures)])
-    assert "recognition" in capsys.readouterr().out
-    found = json.loads(figures.read_text())
-    assert [task["questions"] for task in found["tasks"]] == [1]
-    found["tasks"][0]["score"] = [0.25, 0.5, 0.75]
-    figures.write_text(json.dumps(found))
-    # What is done is not asked again, and is not taken for another scoring.
-    score.main(["--model", str(folder), "--questions", "1", "--tasks", "recognition", "--json", str(figures)])
-    assert " 50.0 [25.0, 75.0]" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="scores of another model, split or number"):
-        score.main(["--model", str(folder), "--questions", "2", "--json", str(figures)])
+    prompts = ("what is the large object?", "how many stars are there?")
+    asked = [Example("counting", 0, image, prompt, "", None) for prompt in prompts]
+    assert len(answer_examples(model, processor, asked, None)) == 2
+    (answer,) = answer_examples(model, processor, asked[:1], topv.TopV(keep=0.5, layer=1))
+    assert answer.kept_tokens < answer.visual_tokens == len(TILED.view.places)
+    command = ["eval", "--methods", "none", "--blind", "--model", str(folder), "--questions", "1"]
+    assert main([*command, "--tasks", "recognition"]) == 0
+    assert "| recognition | 1 |" in capsys.readouterr().out
 
 
 def test_training_lowers_the_loss_and_goes_on(start, tmp_path):

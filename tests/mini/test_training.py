@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from topv.mini import score
+from topv.cli.main import main as topv_main
 from topv.mini.build import build_model
 from topv.mini.checkpoints import load_checkpoint, save_checkpoint
 from topv.mini.export import export
@@ -122,7 +122,8 @@ def test_accelerator_presets_train_and_ship(name, tmp_path, monkeypatch):
     sizes = [file.stat().st_size for file in (tmp_path / "weights").iterdir()]
     assert max(sizes) <= 15e6
     assert sum(sizes) <= 32e6
-    score.main(["--model", str(tmp_path / "weights"), "--questions", "1", "--tasks", "recognition"])
+    command = ["eval", "--methods", "none", "--blind", "--model", str(tmp_path / "weights")]
+    assert topv_main([*command, "--questions", "1", "--tasks", "recognition"]) == 0
 
 
 def test_bad_input(tmp_path):

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from ..methods import Method
-from ..mini.statistics import answer_score
 from ..runtime import Pruning, prune
 from ..scenes import View
 from .examples import Example, foreground_tokens
+from .statistics import answer_score
 
 __all__ = ["Answer", "Asker", "answer_examples", "foreground_shares", "inputs_of", "plan_batches"]
 

@@ -1,19 +1,58 @@
-"""Means over tasks, with intervals that respect which questions share a scene."""
+"""Scores of answers and their means, with intervals that respect which questions share a scene."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..mini.statistics import mean_interval
-
-__all__ = ["Interval", "macro_interval", "task_interval"]
+__all__ = ["Interval", "answer_score", "macro_interval", "mean_interval", "task_interval", "token_f1"]
 
 Interval = tuple[float, float, float]
 """Lower end, estimate, upper end of a 95 % interval."""
 
 _RESAMPLES = 2000
+
+
+def token_f1(answer: str, truth: str) -> float:
+    """Harmonic mean of precision and recall over words, order ignored.
+
+    >>> token_f1("a red star", "a blue star")
+    0.6666666666666666
+    """
+    given, wanted = Counter(answer.split()), Counter(truth.split())
+    common = sum((given & wanted).values())
+    if not common:
+        return 0.0
+    return 2 * common / (sum(given.values()) + sum(wanted.values()))
+
+
+def answer_score(task: str, answer: str, truth: str) -> float:
+    """Token F1 for captions and descriptions, exact match for everything else."""
+    if task in ("caption", "description"):
+        return token_f1(answer, truth)
+    return float(answer.strip() == truth.strip())
+
+
+def mean_interval(scores: Sequence[float]) -> Interval:
+    """Mean with a 95 % interval: Wilson's for scores that are all 0 or 1, else normal.
+
+    >>> low, mean, high = mean_interval([1.0] * 90 + [0.0] * 10)
+    >>> round(low, 3), mean, round(high, 3)
+    (0.826, 0.9, 0.945)
+    """
+    count = len(scores)
+    if not count:
+        raise ValueError("No scores to average; expected at least one answered question.")
+    mean, z = sum(scores) / count, 1.959964
+    if set(scores) <= {0.0, 1.0}:
+        middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+        reach = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+        return min(mean, max(0.0, middle - reach)), mean, max(mean, min(1.0, middle + reach))
+    spread = z * float(np.std(scores, ddof=1)) / math.sqrt(count) if count > 1 else 1.0
+    return max(0.0, mean - spread), mean, min(1.0, mean + spread)
 
 
 def macro_interval(tasks: Mapping[str, tuple[Sequence[float], Sequence[int]]], *, seed: int = 0) -> Interval:
