@@ -18,10 +18,10 @@ export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLI
 mkdir -p "$work"
 
 tests()    { "$python" -m pytest -q tests/gpu -p no:cacheprovider -p no:xdist 2>&1 | tee "$work/gpu-tests.txt"; }
-learn()    { "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --minutes "$minutes" --run-minutes 7.5 \
+learn()    { "$python" -m training.train --preset "$1" --out "$work/$2" --minutes "$minutes" --run-minutes 7.5 \
                  ${START:+--start "$START"} 2>&1 | tee -a "$work/$2.txt"
-             "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --plot
-             "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --export "$work/$2-weights"
+             "$python" -m training.train --preset "$1" --out "$work/$2" --plot
+             "$python" -m training.train --preset "$1" --out "$work/$2" --export "$work/$2-weights"
              cp "$work/$2"/{log.csv,curves.png,last.json} "$work/$2-weights"; }
 train()    { learn accelerator mini; }
 train_tiled() { learn tiled-accelerator mini-tiled; }

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from topv.mini.architecture import Architecture, text_config
-from topv.mini.presets import Preset
-from topv.mini.tokenizer import CHAT_TEMPLATE, END, IMAGE, PAD, USER
 from topv.scenes import Tiles
+
+from .architecture import Architecture, text_config
+from .presets import Preset
+from .tokenizer import CHAT_TEMPLATE, END, IMAGE, PAD, USER
 
 __all__ = ["CONTEXT", "START", "STOP", "InternVl", "with_image_marks"]
 
@@ -112,7 +113,7 @@ class InternVl(Architecture):
         if json.loads((start / "config.json").read_text())["model_type"] != "llava":
             super().begin(model, tokenizer, start)
             return
-        from topv.mini.transplant import transplant
+        from .transplant import transplant
 
         transplant(start, model, tokenizer)
 

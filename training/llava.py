@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from topv.mini.architecture import Architecture, text_config
-from topv.mini.presets import Preset
-from topv.mini.tokenizer import CHAT_TEMPLATE, IMAGE, USER
+from .architecture import Architecture, text_config
+from .presets import Preset
+from .tokenizer import CHAT_TEMPLATE, IMAGE, USER
 
 __all__ = ["Llava"]
 

@@ -12,11 +12,12 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from topv.mini.mentions import MOST_COUNTED
 from topv.scenes import View
 from topv.scenes.canvas import IGNORED, Item
 from topv.scenes.questions import Question, plural
 from topv.scenes.randomness import Stream
+
+from .mentions import MOST_COUNTED
 
 __all__ = ["RANKS", "counting_drills", "ranks"]
 

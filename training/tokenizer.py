@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from topv.mini.presets import Preset
 from topv.scenes import scenes
+
+from .presets import Preset
 
 __all__ = ["ASSISTANT", "CHAT_TEMPLATE", "END", "IMAGE", "PAD", "USER", "build_tokenizer", "corpus"]
 

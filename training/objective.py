@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from topv.mini.architecture import Frame
-from topv.mini.attention import TRAINING_ATTENTION
-from topv.mini.batches import Batch
-from topv.mini.drills import RANKS
-from topv.mini.mentions import MOST_COUNTED
-from topv.mini.presets import Preset
 from topv.scenes.canvas import HEADS, IGNORED, KINDS
 from topv.scenes.shapes import COLOURS, SHAPES
 from topv.scenes.words import LETTERS
+
+from .architecture import Frame
+from .attention import TRAINING_ATTENTION
+from .batches import Batch
+from .drills import RANKS
+from .mentions import MOST_COUNTED
+from .presets import Preset
 
 __all__ = [
     "DenseHeads",
@@ -226,7 +227,7 @@ def mention_loss(heads: DenseHeads, middle: Tensor, mentions: Tensor) -> Tensor:
 
     Args:
         middle: hidden states half-way up the decoder, (B, A, text width).
-        mentions: int64 (B, A, 7), see ``topv.mini.mentions.mention_targets``.
+        mentions: int64 (B, A, 7), see ``training.mentions.mention_targets``.
     """
     known = (mentions != IGNORED).any(-1)
     hidden, targets = heads.mention_norm(middle[known].float()), mentions[known]

@@ -1,4 +1,4 @@
-"""Train a bundled model: ``python -m topv.mini.train --preset cpu --out runs/mini --minutes 60``.
+"""Train a bundled model: ``python -m training.train --preset cpu --out runs/mini --minutes 60``.
 
 Runs resume from the last checkpoint in ``--out``. ``--minutes`` is the length of the whole training, which fixes its
 schedule; ``--run-minutes`` is the length of one run. The same command run again goes on with the same curve until the
@@ -16,9 +16,9 @@ __all__ = ["main"]
 
 
 def _parser() -> argparse.ArgumentParser:
-    from topv.mini.presets import PRESETS
+    from .presets import PRESETS
 
-    parser = argparse.ArgumentParser(prog="python -m topv.mini.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--preset", default="cpu", choices=sorted(PRESETS), help="model size and schedule")
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of the training")
     parser.add_argument("--minutes", type=float, default=60.0, help="length of the whole training")
@@ -46,8 +46,8 @@ def _start_folder(name: str | None) -> Path | None:
 def _train(
     preset: str, out: Path, minutes: float, run_minutes: float, seed: int, start: Path | None, validate_minutes: float
 ) -> None:
-    from topv.mini.presets import get_preset
-    from topv.mini.training import Trainer
+    from .presets import get_preset
+    from .trainer import Trainer
 
     Trainer(get_preset(preset), out, minutes, seed, start).run(
         validate_seconds=60 * validate_minutes, run_seconds=60 * run_minutes
@@ -57,21 +57,21 @@ def _train(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and train, export or plot."""
     options = _parser().parse_args(arguments)
-    from topv.mini.presets import get_preset
+    from .presets import get_preset
 
     preset = get_preset(options.preset)
     if options.export is not None:
-        from topv.mini.export import export
+        from .export import export
 
         export(options.out, options.export)
         return
     if options.plot:
-        from topv.mini.curves import plot
+        from .curves import plot
 
         plot(options.out / "log.csv", options.out / "curves.png")
         return
-    from topv.mini.crew import launch
-    from topv.mini.training import prepare_processor
+    from .crew import launch
+    from .trainer import prepare_processor
 
     start = _start_folder(options.start)
     prepare_processor(preset, options.out, start)

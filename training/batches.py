@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from topv.mini.drills import counting_drills, ranks
-from topv.mini.mentions import mention_targets
-from topv.mini.pages import draw_page
 from topv.scenes import TASKS, Geometry, Question, Scene, View, draw_scene
 from topv.scenes.canvas import IGNORED
 from topv.scenes.randomness import Stream
+
+from .drills import counting_drills, ranks
+from .mentions import mention_targets
+from .pages import draw_page
 
 __all__ = ["ASSISTANT", "END", "Batch", "Encoded", "draw_batch", "pack", "stream_batches"]
 
@@ -50,8 +51,8 @@ class Batch:
         offsets: int64 (B, A); position behind the image prefix.
         targets: int64 (B, A); the next token where it belongs to an answer, else -100.
         weights: float32 (B, A); weight of each target.
-        mentions: int64 (B, A, 7); see ``topv.mini.mentions.mention_targets``.
-        ranks: int64 (B, tokens, 3); see ``topv.mini.drills.ranks``.
+        mentions: int64 (B, A, 7); see ``training.mentions.mention_targets``.
+        ranks: int64 (B, tokens, 3); see ``training.drills.ranks``.
         tasks: for each row the tasks of its segments, as indices into ``TASKS``.
     """
 

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topv.mini import crew
-from topv.mini.attention import TRAINING_ATTENTION, register
-from topv.mini.batches import Batch, draw_batch, stream_batches
-from topv.mini.build import build_model, build_processor, get_architecture
-from topv.mini.checkpoints import load_checkpoint, read_state, save_checkpoint
-from topv.mini.objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, rank_loss, to_tensors
-from topv.mini.presets import Preset
-from topv.mini.validation import validate
 from topv.scenes import TASKS
+
+from . import crew
+from .attention import TRAINING_ATTENTION, register
+from .batches import Batch, draw_batch, stream_batches
+from .build import build_model, build_processor, get_architecture
+from .checkpoints import load_checkpoint, read_state, save_checkpoint
+from .objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, rank_loss, to_tensors
+from .presets import Preset
+from .validation import validate
 
 __all__ = ["Trainer", "prepare_processor"]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from topv.mini.presets import Preset
+from .presets import Preset
 
 __all__ = ["Architecture", "Frame", "text_config"]
 
@@ -35,7 +35,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def processor(self, preset: Preset, tokenizer: Any) -> Any:
-        """The processor of a preset, around a tokenizer of this package."""
+        """The processor of a preset, around a tokenizer of `build_tokenizer`."""
 
     @abstractmethod
     def model(self, preset: Preset, tokenizer: Any) -> Any:

@@ -1,9 +1,9 @@
-from topv.mini.batches import ASSISTANT
-from topv.mini.build import build_processor
-from topv.mini.mentions import find_mentions, mention_targets
-from topv.mini.presets import get_preset
 from topv.scenes import SHIPPED
 from topv.scenes.canvas import IGNORED, Item
+from training.batches import ASSISTANT
+from training.build import build_processor
+from training.mentions import find_mentions, mention_targets
+from training.presets import get_preset
 
 ITEMS = [
     Item("shape", "star", "red", "small", (0, 0, 20, 20), (1,)),

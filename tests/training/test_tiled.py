@@ -10,17 +10,17 @@ import topv
 from topv.cli.main import main
 from topv.evaluate import Example, answer_examples
 from topv.mini import load_mini
-from topv.mini.build import build_model, build_processor, get_architecture
-from topv.mini.drills import ranks
-from topv.mini.export import export
-from topv.mini.internvl import CONTEXT, START, STOP
-from topv.mini.presets import get_preset
-from topv.mini.tokenizer import ASSISTANT, USER
-from topv.mini.training import Trainer
-from topv.mini.transplant import copied_name, positions, transplant
 from topv.scenes import Geometry, Tiles, View, draw_scene, read_view
 from topv.scenes.canvas import IGNORED, Item
 from topv.scenes.randomness import Stream
+from training.build import build_model, build_processor, get_architecture
+from training.drills import ranks
+from training.export import export
+from training.internvl import CONTEXT, START, STOP
+from training.presets import get_preset
+from training.tokenizer import ASSISTANT, USER
+from training.trainer import Trainer
+from training.transplant import copied_name, positions, transplant
 
 LLAVA, TILED = get_preset("tiny"), get_preset("tiny-tiled")
 VIEW = Tiles(Geometry(224, 14), 2)
@@ -206,7 +206,7 @@ def test_exported_folder_loads_scores_and_prunes(folder, monkeypatch, capsys):
 
 def test_training_lowers_the_loss_and_goes_on(start, tmp_path):
     trainer = Trainer(TILED, tmp_path, 60.0, start=start)
-    from topv.mini.batches import draw_batch
+    from training.batches import draw_batch
 
     batch = draw_batch(str(tmp_path / "processor" / "tokenizer.json"), "train", 0, 2, TILED.view, 96, pages=2)
     trainer.state["joint_step"] = 2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from topv.mini.architecture import Architecture
-from topv.mini.internvl import InternVl
-from topv.mini.llava import Llava
-from topv.mini.presets import Preset
-from topv.mini.tokenizer import build_tokenizer, corpus
+from .architecture import Architecture
+from .internvl import InternVl
+from .llava import Llava
+from .presets import Preset
+from .tokenizer import build_tokenizer, corpus
 
 __all__ = ["build_model", "build_processor", "get_architecture"]
 

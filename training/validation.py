@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topv.mini.architecture import Architecture, Frame
-from topv.mini.batches import Batch
-from topv.mini.objective import answer_logits, to_tensors
 from topv.scenes import TASKS
 from topv.scenes.canvas import IGNORED
+
+from .architecture import Architecture, Frame
+from .batches import Batch
+from .objective import answer_logits, to_tensors
 
 __all__ = ["exact_matches", "validate"]
 

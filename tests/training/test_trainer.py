@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from topv.cli.main import main as topv_main
-from topv.mini.build import build_model
-from topv.mini.checkpoints import load_checkpoint, save_checkpoint
-from topv.mini.export import export
-from topv.mini.presets import PRESETS, get_preset
-from topv.mini.train import main
-from topv.mini.training import Trainer, prepare_processor
+from training.build import build_model
+from training.checkpoints import load_checkpoint, save_checkpoint
+from training.export import export
+from training.presets import PRESETS, get_preset
+from training.train import main
+from training.trainer import Trainer, prepare_processor
 
 
 def test_checkpoint_restores_everything(tmp_path):
@@ -111,7 +111,7 @@ def test_accelerator_preset_keeps_its_budget(tmp_path):
 @pytest.mark.parametrize("name", ["accelerator", "tiled-accelerator"])
 def test_accelerator_presets_train_and_ship(name, tmp_path, monkeypatch):
     """Their real shapes, in the smallest batches, on a processor, under the attention that an accelerator uses."""
-    monkeypatch.setattr("topv.mini.training._VALIDATION_SCENES", 16)
+    monkeypatch.setattr("training.trainer._VALIDATION_SCENES", 16)
     few = {"tower_batch": 1, "joint_batch": 2, "pages": 1, "answer_tokens": 96, "workers": 1}
     preset = replace(get_preset(name), device="cpu", tower_share=0.05, reading_share=0.05, **few)
     trainer = Trainer(preset, tmp_path / "run", 0.1)

@@ -1,9 +1,9 @@
 import numpy as np
 
-from topv.mini.pages import draw_page
 from topv.scenes import SHIPPED
 from topv.scenes.canvas import HEADS, KINDS
 from topv.scenes.words import LETTERS
+from training.pages import draw_page
 
 KIND = list(HEADS).index("kind")
 

@@ -2,15 +2,15 @@ import pytest
 import torch
 
 from topv.evaluate import Example, answer_examples
-from topv.mini.attention import TRAINING_ATTENTION, register
-from topv.mini.batches import draw_batch
-from topv.mini.build import build_model, build_processor, get_architecture
-from topv.mini.objective import DenseHeads, answer_logits, dense_loss, to_tensors
-from topv.mini.presets import get_preset
-from topv.mini.tokenizer import ASSISTANT, IMAGE, USER
-from topv.mini.validation import exact_matches
 from topv.scenes import TASKS, draw_scene
 from topv.scenes.canvas import HEADS, IGNORED
+from training.attention import TRAINING_ATTENTION, register
+from training.batches import draw_batch
+from training.build import build_model, build_processor, get_architecture
+from training.objective import DenseHeads, answer_logits, dense_loss, to_tensors
+from training.presets import get_preset
+from training.tokenizer import ASSISTANT, IMAGE, USER
+from training.validation import exact_matches
 
 PRESET = get_preset("tiny")
 TILED = get_preset("tiny-tiled")

@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from topv.mini.attention import TRAINING_ATTENTION, register
-from topv.mini.batches import draw_batch
-from topv.mini.build import build_model
-from topv.mini.objective import packed_mask, run_layers
-from topv.mini.presets import get_preset
-from topv.mini.training import Trainer, prepare_processor
+from training.attention import TRAINING_ATTENTION, register
+from training.batches import draw_batch
+from training.build import build_model
+from training.objective import packed_mask, run_layers
+from training.presets import get_preset
+from training.trainer import Trainer, prepare_processor
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", TRAINING_ATTENTION])
@@ -47,7 +47,7 @@ def test_layers_are_those_of_transformers(attention, tmp_path):
 @pytest.mark.slow
 def test_compiled_layers_train_alike(tmp_path, monkeypatch):
     """Losses and gradients of one joint step, with and without compiled layers."""
-    monkeypatch.setattr("topv.mini.training.autocast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("training.trainer.autocast_dtype", lambda device: torch.float32)
     losses, gradients = [], []
     for compiled in (False, True):
         preset = replace(get_preset("tiny"), compiled=compiled)
