@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         plot(options.out / "log.csv", options.out / "curves.png")
         return
+    from .build import prepare_processor
     from .crew import launch
-    from .trainer import prepare_processor
 
     start = _start_folder(options.start)
     prepare_processor(preset, options.out, start)

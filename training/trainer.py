@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 import shutil
@@ -14,35 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topv.scenes import TASKS
-
 from . import crew
 from .attention import TRAINING_ATTENTION, register
 from .batches import Batch, draw_batch, stream_batches
-from .build import build_model, build_processor, get_architecture
+from .build import build_model, get_architecture, prepare_processor
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
+from .log import Log
 from .objective import DenseHeads, answer_loss, decode, dense_loss, mention_loss, rank_loss, to_tensors
 from .presets import Preset
 from .validation import validate
 
-__all__ = ["Trainer", "prepare_processor"]
+__all__ = ["Trainer"]
 
 _VALIDATION_SCENES = 96
 _EARLY_READING = 0.25
 _STAGES = ("tower", "objects", "all")
-_COLUMNS = (
-    "step",
-    "minutes",
-    "stage",
-    "rate",
-    "dense_loss",
-    "patch_accuracy",
-    "answer_loss",
-    "noun_loss",
-    "rank_loss",
-    "mean",
-    *TASKS,
-)
 
 
 def autocast_dtype(device: str) -> torch.dtype:
@@ -51,27 +35,6 @@ def autocast_dtype(device: str) -> torch.dtype:
         return torch.bfloat16
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
-
-
-def prepare_processor(preset: Preset, out: Path, start: Path | None = None) -> Any:
-    """The processor of a training: read from its folder; the first time, that of ``start`` or a newly trained one.
-
-    A model of another class in ``start`` gives its tokenizer alone.
-    """
-    from transformers import AutoProcessor
-
-    folder = out / "processor"
-    if (folder / "processor_config.json").is_file():
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
-    if start is not None:
-        processor = AutoProcessor.from_pretrained(start, local_files_only=True)
-        if json.loads((start / "config.json").read_text())["model_type"] != get_architecture(preset).model_type:
-            processor = build_processor(preset, processor.tokenizer)
-    else:
-        processor = build_processor(preset)
-    folder.mkdir(parents=True, exist_ok=True)
-    processor.save_pretrained(folder)
-    return processor
 
 
 def _compile_layers(model: Any) -> None:
@@ -104,6 +67,7 @@ class Trainer:
             raise ValueError(f"Training for {minutes} minutes; expected a number above 0.")
         self.preset = preset = preset if start is None else preset.continued()
         self.out, self.minutes = out, minutes
+        self.log = Log(out / "log.csv")
         self.processor = prepare_processor(preset, out, start)
         tokenizer = self.processor.tokenizer
         self.architecture = get_architecture(preset)
@@ -284,7 +248,7 @@ class Trainer:
             raise ValueError(f"A run of {run_seconds} seconds; expected a number above 0.")
         self.run_ends = self.state["seconds"] + run_seconds
         if crew.rank() == 0:
-            self._forget_after(self.state["step"])
+            self.log.forget_after(self.state["step"])
             reached = f"goes on at step {self.state['step']}, minute {self.state['seconds'] / 60:.1f}"
             print(f"training of {self.minutes:g} minutes {reached if self.state['step'] else 'begins'}", flush=True)
         preset, tokenizer_file = self.preset, str(self.out / "processor" / "tokenizer.json")
@@ -309,7 +273,7 @@ class Trainer:
             self._run_stage(source, stage, size * crew.world(), held_out, log_seconds, validate_seconds)
             source.close()
         if crew.rank() == 0:
-            self._log(self._validate(held_out), self._set_rates())
+            self._write(self._validate(held_out), self._set_rates())
             self.save()
 
     def _run_stage(
@@ -338,37 +302,20 @@ class Trainer:
                     logged = now
                     if due and stage != "tower":
                         row |= self._validate(held_out)
-                    self._log(row, factor)
+                    self._write(row, factor)
                 if due or over:
                     self.save()
                     validated = time.monotonic()
             if over:
                 return
 
-    def _forget_after(self, step: int) -> None:
-        """Take from the log what a killed run wrote behind its last checkpoint, since it comes again."""
-        path = self.out / "log.csv"
-        if path.is_file():
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, _COLUMNS, restval="")
-                writer.writeheader()
-                writer.writerows(row for row in rows if int(row["step"]) <= step)
-
-    def _log(self, row: dict[str, float], factor: float) -> None:
-        path = self.out / "log.csv"
-        fresh = not path.is_file()
-        whole = {
-            "step": self.state["step"],
-            "minutes": self.state["seconds"] / 60,
-            "stage": self.stage,
-            "rate": factor,
-            **row,
-        }
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS, restval="")
-            if fresh:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in whole.items()})
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in whole.items()), flush=True)
+    def _write(self, row: dict[str, float], factor: float) -> None:
+        self.log.write(
+            {
+                "step": self.state["step"],
+                "minutes": self.state["seconds"] / 60,
+                "stage": self.stage,
+                "rate": factor,
+                **row,
+            }
+        )

@@ -5,10 +5,10 @@ import torch
 
 from training.attention import TRAINING_ATTENTION, register
 from training.batches import draw_batch
-from training.build import build_model
+from training.build import build_model, prepare_processor
 from training.objective import packed_mask, run_layers
 from training.presets import get_preset
-from training.trainer import Trainer, prepare_processor
+from training.trainer import Trainer
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", TRAINING_ATTENTION])

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from topv.cli.main import main as topv_main
-from training.build import build_model
+from training.build import build_model, prepare_processor
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.export import export
 from training.presets import PRESETS, get_preset
 from training.train import main
-from training.trainer import Trainer, prepare_processor
+from training.trainer import Trainer
 
 
 def test_checkpoint_restores_everything(tmp_path):
