@@ -9,7 +9,20 @@ from ..recipe import Recipe
 
 __all__ = ["RECIPE_MODULES", "recipes"]
 
-RECIPE_MODULES = ("fixed_grids", "tiles", "qwen", "glm", "hunyuan", "discrete", "windows", "hybrids", "others")
+RECIPE_MODULES = (
+    "fixed_grids",
+    "tiles",
+    "local_views",
+    "qwen",
+    "minicpm",
+    "glm",
+    "hunyuan",
+    "discrete",
+    "windows",
+    "hybrids",
+    "queries",
+    "others",
+)
 
 
 @lru_cache
