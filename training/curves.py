@@ -22,7 +22,7 @@ def plot(log: Path, picture: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise ImportError("Plotting needs matplotlib: pip install 'topv[train]'") from None
+        raise ImportError("Plotting needs matplotlib: pip install -e '.[train]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
