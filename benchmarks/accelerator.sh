@@ -18,15 +18,15 @@ export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLI
 mkdir -p "$work"
 
 tests()    { "$python" -m pytest -q tests/gpu -p no:cacheprovider -p no:xdist 2>&1 | tee "$work/gpu-tests.txt"; }
-learn()    { "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --minutes "$minutes" --run-minutes 7.5 \
+learn()    { "$python" -m training.train --preset "$1" --out "$work/$2" --minutes "$minutes" --run-minutes 7.5 \
                  ${START:+--start "$START"} 2>&1 | tee -a "$work/$2.txt"
-             "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --plot
-             "$python" -m topv.mini.train --preset "$1" --out "$work/$2" --export "$work/$2-weights"
+             "$python" -m training.train --preset "$1" --out "$work/$2" --plot
+             "$python" -m training.train --preset "$1" --out "$work/$2" --export "$work/$2-weights"
              cp "$work/$2"/{log.csv,curves.png,last.json} "$work/$2-weights"; }
 train()    { learn accelerator mini; }
 train_tiled() { learn tiled-accelerator mini-tiled; }
-ask()      { "$python" -m topv.mini.score --model "$work/$1-weights" --device "$device" --questions 2000 --batch 256 \
-                 --json "$work/score-$1.json" | tee "$work/score-$1.md"; }
+ask()      { "$python" -m topv eval --methods none --blind --model "$work/$1-weights" --device "$device" \
+                 --dtype float32 --questions 2000 --batch-size 256 --work "$work/score-$1" --out "$work/score-$1.md"; }
 score()    { ask mini; }
 score_tiled() { ask mini-tiled; }
 accuracy() { "$python" benchmarks/accuracy.py --device "$device" --questions 2000 --batch-size 256 --processes 4 \

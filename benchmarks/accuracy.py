@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import common
 from topv import load_mini
+from topv.evaluate import Answer
 from topv.evaluate.provenance import weights_digest
-from topv.statistics import Interval, macro_interval
 
 MODELS = {"mini": "topv-mini", "tiled": "the tiled sibling"}
 INSIDE = "topv,topv:importance=demand,facilitylocation,meancost,uniform,random,fastv,vtw,pyramiddrop,sparsevlm"
@@ -114,7 +115,7 @@ def _with(methods: str, settings: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--models", default="mini,tiled", help="bundled models, comma-separated (mini,tiled)")
     parser.add_argument("--questions", type=int, default=200, help="questions a task (200)")
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="scenes to ask about (test)")
@@ -170,36 +171,29 @@ def page(every: Sequence[Field], options: argparse.Namespace, command: str) -> s
 
 def summary(answers: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
     """Methods by reductions: the mean over tasks and its paired difference to the unpruned model."""
-    base = answers["unpruned"]
-    keys = [key.rsplit("@", 1) for key in answers if key != "unpruned"]
+    scored = {
+        key: {task: [Answer(**answer) for answer in own] for task, own in found.items()}
+        for key, found in answers.items()
+    }
+    base = scored["unpruned"]
+    keys = [key.rsplit("@", 1) for key in scored if key != "unpruned"]
     targets = sorted({float(target) for _, target in keys})
     rows = [
         ["method", *(f"{target:.0%} removed" for target in targets)],
         ["---"] * (1 + len(targets)),
-        ["unpruned", *[f"{100 * _over(base)[1]:.1f}"] * len(targets)],
+        ["unpruned", *[f"{100 * common.mean_over_tasks(base)[1]:.1f}"] * len(targets)],
     ]
     for label in dict.fromkeys(label for label, _ in keys):
         cells = []
         for target in targets:
-            found = answers.get(f"{label}@{target:g}")
+            found = scored.get(f"{label}@{target:g}")
             if found is None:
                 cells.append("")
                 continue
-            low, difference, high = (100 * value for value in _over(found, base))
-            cells.append(f"{100 * _over(found)[1]:.1f} ({difference:+.1f} [{low:+.1f}, {high:+.1f}])")
+            low, difference, high = (100 * value for value in common.mean_over_tasks(found, base))
+            cells.append(f"{100 * common.mean_over_tasks(found)[1]:.1f} ({difference:+.1f} [{low:+.1f}, {high:+.1f}])")
         rows.append([label, *cells])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _over(
-    found: Mapping[str, Sequence[Mapping[str, Any]]], base: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
-) -> Interval:
-    scored = {}
-    for task, own in found.items():
-        less = [0.0] * len(own) if base is None else [answer["score"] for answer in base[task]]
-        differences = [answer["score"] - other for answer, other in zip(own, less, strict=True)]
-        scored[task] = (differences, [answer["scene"] for answer in own])
-    return macro_interval(scored)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ python=${PYTHON:-python3}
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$work"
 
-cards()      { "$python" -m topv.mini.score --questions 300 --batch 32 --json "$work/card-mini.json" \
-                   | tee "$work/card-mini.md"
-               "$python" -m topv.mini.score --model src/topv/mini/tiled --questions 300 --batch 32 \
-                   --json "$work/card-tiled.json" | tee "$work/card-tiled.md"; }
+cards()      { for model in mini tiled; do
+                   "$python" -m topv eval --methods none --blind --model "$model" --questions 300 \
+                       --work "$work/card-$model" --out "$work/card-$model.md"
+               done; }
 accuracy()   { "$python" benchmarks/accuracy.py --questions "${QUESTIONS:-200}" --processes "${PROCESSES:-2}" \
                    --work "$work/accuracy"; }
 ablations()  { for model in mini tiled; do

@@ -9,9 +9,6 @@ model's later layers are shorter. The pruned prefill is one graph, selection inc
 
 from __future__ import annotations
 
-import argparse
-import csv
-import datetime
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +17,9 @@ from typing import Any
 import torch
 from transformers import StaticCache
 
+import common
 import topv
-from topv.measure import describe_environment, measure_phases
+from topv.measure import measure_phases
 from topv.measure.random_model import build_random_model, random_inputs
 from topv.measure.shapes import preset
 from topv.runtime.arguments import cache_argument
@@ -77,7 +75,7 @@ def twin(model: Any) -> Any:
 
 def main() -> None:
     """Measure, print, and write rows to a CSV file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--preset", default="llava-cpu")
     parser.add_argument("--layers", type=int, help="decoder layers (the preset's own)")
     parser.add_argument("--keep", type=float, default=0.5)
@@ -117,7 +115,7 @@ def main() -> None:
             repetitions=options.rounds,
             synchronize=torch.cuda.synchronize if device.type == "cuda" else lambda: None,
         )
-    environment = describe_environment()
+    made_with = common.provenance(device)
     rows = []
     for phase, table in tables.items():
         print(f"\n{phase}, times x unpruned, compiled")
@@ -143,19 +141,10 @@ def main() -> None:
                     "backend": options.backend,
                     "mode": options.mode or "default",
                     "rounds": options.rounds,
-                    "device": environment.device_name(device),
-                    "torch": environment.versions["torch"],
-                    "transformers": environment.versions["transformers"],
-                    "topv": environment.versions["topv"],
-                    "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+                    **made_with,
                 }
             )
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    common.write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ know, and fills up with the tokens that TopV ranks next; "background first" keep
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+import common
 from topv.evaluate import (
     TASKS,
     Answer,
@@ -24,7 +24,6 @@ from topv.evaluate import (
     at_equal_reductions,
     bundled_examples,
     grids_of,
-    macro_interval,
     markdown,
     provenance,
     view_of,
@@ -59,7 +58,7 @@ class Told(TopV):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--models", default="mini,tiled", help="bundled models, comma-separated")
     parser.add_argument("--questions", type=int, default=100, help="per task (100)")
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
@@ -81,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answers = answer(model, processor, configuration.method, flat, args.split, view)
             against = plain.setdefault(configuration.target, answers)
             cells = [f"{100 * mean(answers, task):.1f}" for task in TASKS]
-            low, middle, high = (100 * value for value in difference(answers, against))
+            low, middle, high = (
+                100 * value for value in common.mean_over_tasks(common.by_task(answers), common.by_task(against))
+            )
             rows.append(
                 [
                     configuration.label,
@@ -123,14 +124,6 @@ def answer(model: Any, processor: Any, method: Any, examples: Sequence[Any], spl
 def mean(answers: Sequence[Answer], task: str) -> float:
     own = [answer.score for answer in answers if answer.task == task]
     return sum(own) / len(own)
-
-
-def difference(answers: Sequence[Answer], against: Sequence[Answer]) -> tuple[float, float, float]:
-    tasks: dict[str, tuple[list[float], list[int]]] = {task: ([], []) for task in TASKS}
-    for one, other in zip(answers, against, strict=True):
-        tasks[one.task][0].append(one.score - other.score)
-        tasks[one.task][1].append(one.scene)
-    return macro_interval(tasks)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ process with its weights in memory. Both are peaks over the whole generation.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import common
 
 METHODS = ("none", "topv:keep=0.5", "fastv:keep=0.5", "fastv:keep=0.5,attention=full")
 MARK = "peaks:"
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace, spec: str) -> dict[str, int]:
 
 def main() -> None:
     """Measure, print, and write rows to a CSV file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--preset", default="llava-cpu")
     parser.add_argument("--layers", type=int, help="decoder layers (the preset's own)")
     parser.add_argument("--batch", type=int, default=1)
@@ -71,10 +71,9 @@ def main() -> None:
         print(MARK + json.dumps(measure(options, options.method)))
         return
 
-    from topv.measure import describe_environment
     from topv.measure.resident import ALLOCATOR_SETTINGS
 
-    versions = describe_environment().versions
+    made_with = common.provenance("cpu")
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         command = [sys.executable, *sys.argv, "--method", method]
@@ -92,18 +91,12 @@ def main() -> None:
                 "text_tokens": options.text,
                 "new_tokens": options.tokens,
                 "dtype": "float32",
-                **{name: versions[name] for name in ("torch", "transformers", "topv")},
-                "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+                **made_with,
             }
         )
         shown = ", ".join(f"{name.replace('_', ' ')} {value / 2**20:.1f} MiB" for name, value in peaks.items())
         print(f"{method}: {shown}", flush=True)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    common.write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import common
 import topv
 from topv.ask.method_spec import parse_methods
 from topv.cli.options import add_model_options, positive_int
@@ -34,7 +35,6 @@ from topv.evaluate import (
     bundled_examples,
     evaluate,
     grids_of,
-    macro_interval,
     markdown,
     provenance,
     view_of,
@@ -181,7 +181,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], str]:
             found = evaluate(model, processor, flat, configurations, batch_size=args.batch_size, store=store)
             assert found is not None
             for configuration in configurations:
-                answers = {t: [a for a in found[configuration.key] if a.task == t] for t in args.tasks}
+                answers = common.by_task(found[configuration.key])
                 base = answers if base is None else base
                 one_each = [examples[task][0] for task in args.tasks]
                 kv = [_kv_bytes(model, processor, configuration.method, example) for example in one_each]
@@ -191,8 +191,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], str]:
                         weights=kind,
                         cache=cache,
                         pruning=configuration.target or 0.0,
-                        accuracy=_interval(answers),
-                        difference=_interval(answers, base),
+                        accuracy=common.mean_over_tasks(answers),
+                        difference=common.mean_over_tasks(answers, base),
                         weight_bytes=packed,
                         held_bytes=held,
                         kv_bytes=sum(kv) / len(kv),
@@ -225,18 +225,6 @@ def _kv_bytes(model: Any, processor: Any, method: topv.Method | None, example: A
                 model.generate(**inputs, max_new_tokens=1, do_sample=False)
     assert probe.kv_bytes is not None
     return probe.kv_bytes
-
-
-def _interval(
-    answers: Mapping[str, Sequence[Answer]], base: Mapping[str, Sequence[Answer]] | None = None
-) -> tuple[float, float, float]:
-    """The mean over tasks with its interval; of the paired differences to `base`, where it is given."""
-    values = {}
-    for task, found in answers.items():
-        less = [0.0] * len(found) if base is None else [answer.score for answer in base[task]]
-        scores = [answer.score - other for answer, other in zip(found, less, strict=True)]
-        values[task] = scores, [answer.scene for answer in found]
-    return macro_interval(values)
 
 
 def frontier(rows: Sequence[Row], prompts: int) -> list[Row]:
@@ -343,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write what was asked for."""
     from topv.evaluate import TASKS
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--weights", nargs="+", default=list(WEIGHTS), choices=WEIGHTS)
     parser.add_argument("--caches", nargs="+", default=list(CACHES), choices=CACHES)
     parser.add_argument("--method", default="topv", metavar="SPEC", help="how to prune (topv)")

@@ -8,8 +8,6 @@ blind to the picture keeps its keep ratio of the foreground.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import itertools
 import statistics
 from collections.abc import Iterator
@@ -19,11 +17,11 @@ from typing import Any
 
 import torch
 
+import common
 import topv
 from topv.budget import keep_count
-from topv.measure import describe_environment
 from topv.methods import Evidence, Method
-from topv.mini.scenes import draw_scene
+from topv.scenes import draw_scene
 from topv.selection import select
 from topv.statistics import mean_interval
 
@@ -80,7 +78,7 @@ def settings() -> Iterator[tuple[str, topv.Method]]:
 
 def main() -> None:
     """Print the share of foreground kept under each setting, best first, and write it as CSV."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--target", nargs="+", default=["post_norm"])
@@ -89,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
 
     model, processor = topv.load_mini()
-    versions = describe_environment().versions
+    made_with = common.provenance(model.device)
     rows = []
     for target in options.target:
         captured = capture(model, processor, options.scenes, target, options.layer)
@@ -109,17 +107,12 @@ def main() -> None:
                     f"low_{keep:g}": round(low, 4),
                     f"high_{keep:g}": round(high, 4),
                 }
-            rows.append({**row, "scenes": len(captured), "layer": options.layer, "torch": versions["torch"]})
+            rows.append({**row, "scenes": len(captured), "layer": options.layer, **made_with})
     rows.sort(key=lambda row: -row[f"keep_{options.keep[-1]:g}"])
     for row in rows:
         cells = "  ".join(f"keep {keep:g}: {row[f'keep_{keep:g}']:.3f}" for keep in options.keep)
         print(f"{cells}  {row['target']}: {row['setting']}")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    common.write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,6 @@ Tokens are ranked by coverage, which is TopV's default, and by the plan's demand
 
 from __future__ import annotations
 
-import argparse
-import csv
-import datetime
 import json
 import statistics
 import subprocess
@@ -32,9 +29,10 @@ from typing import Any
 
 import torch
 
+import common
 import topv
 from topv.budget import keep_count
-from topv.measure import describe_environment, measure_phases
+from topv.measure import measure_phases
 from topv.measure.random_model import build_random_model, random_inputs
 from topv.measure.shapes import preset
 from topv.methods import Evidence, TopV
@@ -275,7 +273,7 @@ def device_times(run: Callable[[], object], rounds: int, *, filled: bool) -> lis
 
 def main() -> None:
     """Measure, print, and write rows to a CSV file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["share", "tiles", "large"])
     parser.add_argument("--layers", type=int, default=24, help="decoder layers of the prefill in 'share'")
     parser.add_argument("--width", type=int, default=896, help="of the tokens in 'tiles' and 'large'")
@@ -301,20 +299,8 @@ def main() -> None:
                 parser.error("part 'device' needs --device cuda")
             rows += device(options.rounds, options.dtype)
 
-    environment = describe_environment()
-    provenance = {
-        "device": environment.device_name(torch.device(options.device)),
-        "torch": environment.versions["torch"],
-        "transformers": environment.versions["transformers"],
-        "topv": environment.versions["topv"],
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*FIELDS, *provenance])
-            writer.writeheader()
-            writer.writerows({**line, **provenance} for line in rows)
+    made_with = common.provenance(options.device)
+    common.write_rows(options.out, [{**line, **made_with} for line in rows], [*FIELDS, *made_with])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import csv
 import datetime
 import io
 import json
@@ -36,6 +35,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import common
 
 SIZES = ((336, 336), (640, 480), (480, 640), (800, 300), (1024, 768))
 QUESTION = "What is in this picture, and where?"
@@ -363,7 +364,7 @@ def body(number: int, tokens: int) -> dict[str, Any]:
 
 def main() -> None:
     """Read the command line, measure, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--model", help="a hub id or a folder; a random LLaVA by default")
     parser.add_argument("--width", type=int, default=768, help="of the random decoder, a multiple of 64 (768)")
     parser.add_argument("--layers", type=int, default=10, help="of the random decoder (10)")
@@ -392,11 +393,7 @@ def main() -> None:
     print(text)
     if args.table is not None:
         args.table.write_text(text)
-    if args.out is not None:
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+    common.write_rows(args.out, rows, FIELDS)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw
 
 import topv
 from topv.methods import Evidence
-from topv.mini.fonts import load_font
-from topv.mini.scenes import draw_scene
 from topv.models import family_of
 from topv.report import draw_token_map, outline_token, seen_image
+from topv.scenes import draw_scene
+from topv.scenes.fonts import load_font
 from topv.transport import coverage
 
 IMAGES = Path(__file__).parent / "images"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import topv
-from topv.mini.scenes import draw_scene
+from topv.scenes import draw_scene
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 
 import topv
 from topv.methods import Evidence, Method
-from topv.mini.scenes import draw_scene
+from topv.scenes import draw_scene
 
 
 @dataclass(frozen=True, kw_only=True)

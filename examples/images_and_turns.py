@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 
 import topv
-from topv.mini.scenes import draw_scene
+from topv.scenes import draw_scene
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ python examples/quick_start.py
 from __future__ import annotations
 
 import topv
-from topv.mini.scenes import draw_scene
+from topv.scenes import draw_scene
 
 
 def main() -> None:

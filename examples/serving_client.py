@@ -86,7 +86,7 @@ def request(model: str, options: argparse.Namespace) -> dict[str, Any]:
     if options.image:
         kind, content = mimetypes.guess_type(options.image.name)[0], options.image.read_bytes()
     else:
-        from topv.mini.scenes import draw_scene
+        from topv.scenes import draw_scene
 
         buffer = io.BytesIO()
         draw_scene(3, "test").image.save(buffer, "PNG")

@@ -7,8 +7,8 @@ import transformers
 from transformers import GenerationMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from topv.probe.recipe import Recipe
-from topv.probe.recipes import recipes
+from tools.probe.recipe import Recipe
+from tools.probe.recipes import recipes
 
 expands_images = pytest.mark.skipif(
     not hasattr(GenerationMixin, "_expand_multimodal_outputs"),

@@ -35,6 +35,8 @@ class PackageCopy(NamedTuple):
                     (package / path.name / file.name).symlink_to(file)
             elif path.name != "__pycache__":
                 (package / path.name).symlink_to(path)
+        # The tools beside the package.
+        (root / "tools").symlink_to(Path(__file__).parents[1] / "tools")
         return cls(root)
 
     def write(self, file: str, text: str) -> Path:

@@ -56,9 +56,42 @@ def test_clips_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert asked == 3 * 80
 
 
+def test_guesses_without_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, answers, work = tmp_path / "card.md", tmp_path / "answers.json", tmp_path / "work"
+    command = ["eval", "--methods", "none", "--blind", "--questions", "4", "--tasks", "recognition,ocr"]
+    command += ["--work", str(work), "--out", str(out), "--json", str(answers)]
+    assert main(command) == 0
+    text, found = out.read_text(), json.loads(answers.read_text())["answers"]
+    assert text.strip() in capsys.readouterr().out.replace("\r", "")
+    assert set(found) == {"unpruned", "image-blind"}
+    assert "| recognition | 4 |" in text
+    for task in ("recognition", "ocr"):
+        seen, blind = found["unpruned"][task], found["image-blind"][task]
+        assert [a["prompt"] for a in seen] == [a["prompt"] for a in blind]
+        assert sum(a["score"] for a in seen) > sum(a["score"] for a in blind)
+    # What is answered is not asked again.
+    kept = work / "answers-0.jsonl"
+    kept.write_text(kept.read_text().replace('"score": 1.0', '"score": 0.25'))
+    assert main(command) == 0
+    assert {a["score"] for task in json.loads(answers.read_text())["answers"]["unpruned"].values() for a in task} <= {
+        0.0,
+        0.25,
+    }
+
+
+def test_guesses_stand_beside_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "--blind", "--questions", "2", "--tasks", "glimpse", "--frames", "2", "--model", "tiled"]
+    assert main([*command, "--methods", "uniform", "--reductions", "0.5"]) == 0
+    written = capsys.readouterr().out
+    assert "### 50% of visual FLOPs removed" in written
+    assert "| glimpse | 2 |" in written
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--methods", "none"], "at least one method beside the unpruned model"),
+        (["--methods", "none", "--blind", "--plot", "curve.png"], "--plot draws methods"),
         (["--methods", "pyramiddrop", "--reductions", "0.9"], "prune from an earlier layer"),
         (["--tasks", "countin"], "Did you mean 'counting'"),
         (["--frames", "2", "--tasks", "ocr"], "unknown task 'ocr'"),

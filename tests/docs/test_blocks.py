@@ -8,6 +8,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from PIL import Image
 
 import topv
 from topv.cli.main import COMMANDS, main, parse
-from topv.mini.scenes import draw_scene
 from topv.models import FAMILIES
+from topv.scenes import draw_scene
 
 from .pages import PAGES, ROOT, blocks, commands, name_of
 
@@ -90,7 +91,7 @@ SPOKEN = {tuple(found): name_of(page) for page in PAGES for words in commands(pa
 
 def is_run(arguments: tuple[str, ...]) -> bool:
     from_hub = any("/" in value for option, value in itertools.pairwise(arguments) if option == "--model")
-    return arguments[0] in RUN and not from_hub and arguments[-2:] != ("--probe", "all")
+    return arguments[0] in RUN and not from_hub
 
 
 def test_commands_are_well_formed(capsys: Any) -> None:
@@ -134,6 +135,8 @@ def test_other_commands_are_there() -> None:
                 assert set(arguments) <= targets, said
             elif program == "pip":
                 assert {extra for word in arguments for extra in re.findall(r"\[(\w+)\]", word)} <= extras, said
+            elif arguments[0] == "-m" and program == "python":
+                assert find_spec(arguments[1]) is not None, said
             elif program == "python":
                 assert (ROOT / arguments[0]).is_file(), said
             else:

@@ -99,7 +99,7 @@ def test_the_family_says_where_tokens_are(contributed: PackageCopy) -> None:
         "-c",
         "import torch, topv\n"
         "from topv.models import family_of\n"
-        "from topv.probe.recipes import recipes\n"
+        "from tools.probe.recipes import recipes\n"
         "torch.manual_seed(0)\n"
         "recipe = recipes()['chameleon']\n"
         "model = recipe.build()\n"

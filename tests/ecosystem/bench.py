@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 import topv
+from tools.probe.recipe import FIRST_TEXT_TOKEN
+from tools.probe.recipes import recipes
 from topv.models import family_of
-from topv.probe.recipe import FIRST_TEXT_TOKEN
-from topv.probe.recipes import recipes
-from topv.probe.reference import extended, masked_logits, relative_error
+from topv.verify.reference import extended, masked_logits, relative_error
 
 __all__ = ["KEEP", "SAMPLE", "STEPS", "Bench", "Run", "bench", "relative_error"]
 

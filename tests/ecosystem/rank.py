@@ -13,7 +13,7 @@ from transformers.distributed import DistributedConfig
 
 import topv
 from ecosystem.bench import KEEP, Bench
-from topv.probe.recipes import recipes
+from tools.probe.recipes import recipes
 from topv.runtime.arguments import output_cache
 
 __all__ = ["main"]

@@ -14,8 +14,8 @@ from transformers.utils import is_hqq_available, is_optimum_quanto_available
 import topv
 from ecosystem.bench import KEEP, STEPS, Bench, bench, relative_error
 from kv_caches import with_cache
-from topv.probe.reference import extended
 from topv.runtime.arguments import output_cache
+from topv.verify.reference import extended
 
 FAMILIES = ["llava", "llava_next", "qwen2_5_vl", "gemma3", "qwen3_5", "lfm2_vl"]
 MIXED = ["gemma3", "qwen3_5", "lfm2_vl"]

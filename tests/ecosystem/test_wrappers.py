@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, pipeline
 
 import topv
 from ecosystem.bench import KEEP, Bench, relative_error
-from topv.mini.scenes import draw_scene
+from topv.scenes import draw_scene
 
 FAMILIES = ["llava", "qwen2_5_vl"]
 MIXED = ["gemma3", "qwen3_5"]

@@ -92,6 +92,8 @@ def test_every_command_is_understood(recorded, monkeypatch):
             with monkeypatch.context() as patched:
                 patched.setattr(argparse.ArgumentParser, "parse_args", stop)
                 patched.setattr(sys, "argv", command)
+                # As Python does for a script.
+                patched.syspath_prepend(str((ROOT / command[0]).parent))
                 with pytest.raises(Parsed):
                     start(*command)
 

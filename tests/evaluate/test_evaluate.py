@@ -11,10 +11,9 @@ from topv.errors import InputError
 from topv.evaluate import Answer, Configuration, accuracy_tables, at_equal_reductions, bundled_examples, readings
 from topv.evaluate.examples import foreground_tokens
 from topv.evaluate.tables import accuracy_lines, difference_table, foreground_table, size_table
-from topv.mini.geometry import SHIPPED, Geometry
-from topv.mini.views import Tiles, View
 from topv.models import family_of
 from topv.runtime.targets import kept_counts
+from topv.scenes import SHIPPED, Geometry, Tiles, View
 
 METHODS = [("fastv", topv.FastV()), ("vtw", topv.VTW()), ("topv", topv.TopV())]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +23,8 @@ needs_hqq = pytest.mark.skipif(not is_hqq_available(), reason="needs hqq")
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """The benchmark as a module."""
+def script() -> Iterator[ModuleType]:
+    """The benchmark as a module, which imports its neighbour."""
     path = Path(__file__).parents[2] / "benchmarks" / "quantization.py"
     spec = importlib.util.spec_from_file_location("quantization", path)
     assert spec is not None
@@ -31,8 +32,10 @@ def script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Its dataclass looks its own module up.
     sys.modules["quantization"] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(path.parent)
+        spec.loader.exec_module(module)
+        yield module
 
 
 def row(script: ModuleType, accuracy: float, weights: int, kv: float) -> Any:

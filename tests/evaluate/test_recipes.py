@@ -17,7 +17,7 @@ from topv.evaluate.reproduction import Options, Step, bundled_steps, checkpoint_
 from topv.methods import METHODS
 from topv.methods.settings import build_method, read_settings
 from topv.mini import MINI_PATH
-from topv.mini.scenes import TASKS, draw_scene
+from topv.scenes import TASKS, draw_scene
 
 
 def figures(name: str) -> dict[tuple[str, str], float | str]:

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from topv.mini import score
-from topv.mini.export import export
-from topv.mini.presets import get_preset
-from topv.mini.training import Trainer
+from topv.cli.main import main
+from training.export import export
+from training.presets import get_preset
+from training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-tiled"])
 def test_train_resume_and_export(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("topv.mini.training._VALIDATION_SCENES", 16)
+    monkeypatch.setattr("training.trainer._VALIDATION_SCENES", 16)
     preset = replace(get_preset(name), device="cuda", tower_share=0.2, reading_share=0.2)
     Trainer(preset, tmp_path / "run", 0.3).run(run_seconds=10)
     first = json.loads((tmp_path / "run" / "last.json").read_text())
@@ -29,5 +29,5 @@ def test_train_resume_and_export(name: str, tmp_path: Path, monkeypatch: pytest.
     again.run()
     assert again.state["step"] > first["step"]
     export(tmp_path / "run", tmp_path / "weights")
-    command = ["--model", str(tmp_path / "weights"), "--questions", "1", "--tasks", "recognition", "--device", "cuda"]
-    score.main(command)
+    command = ["eval", "--methods", "none", "--blind", "--model", str(tmp_path / "weights"), "--device", "cuda"]
+    assert main([*command, "--questions", "1", "--tasks", "recognition"]) == 0

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from tools.probe.recipes import recipes
 from topv.mini import MINI_PATH
-from topv.probe.recipes import recipes
 
 __all__ = ["CHECKPOINTS", "make_tokenizer", "save_checkpoint"]
 

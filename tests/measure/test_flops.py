@@ -13,10 +13,10 @@ import topv
 from kv_caches import with_cache
 from module_snapshot import snapshot
 from tiny_models import TOKENS, prompt, shared_llava, tiny_llava
+from tools.probe.recipes import recipes
 from topv.errors import InputError, UnsupportedError
 from topv.measure import FlopsCount, count_decoder, count_flops
 from topv.models import family_of
-from topv.probe.recipes import recipes
 from topv.runtime.arguments import output_cache
 from topv.runtime.compaction import Choice
 from topv.runtime.stage import Stage

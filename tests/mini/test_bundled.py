@@ -5,12 +5,9 @@ import sys
 import pytest
 import torch
 
+from topv.evaluate import Example, answer_examples, blind_examples, bundled_examples
 from topv.mini import MINI_PATH, TILED_PATH, load_mini
-from topv.mini.geometry import SHIPPED
-from topv.mini.questions import TASKS
-from topv.mini.scenes import draw_scene, scenes
-from topv.mini.score import answer_all, collect
-from topv.mini.statistics import answer_score, gain_interval
+from topv.scenes import SHIPPED, scenes
 
 
 @pytest.fixture
@@ -24,7 +21,7 @@ def no_network(monkeypatch):
 
 
 def test_import_is_cheap():
-    code = "import sys, topv.mini; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, topv.mini, topv.scenes; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -56,39 +53,15 @@ def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
 def test_bundled_model_sees(no_network):
     """A small sample of the claim in the model card: it beats its own guesses."""
     model, processor = load_mini()
-    asked = collect("test", 40, SHIPPED)["recognition"]
-    seen = answer_all(model, processor, [(a.image, a.question.prompt) for a in asked], 8, 16)
-    blind = answer_all(model, processor, [(a.other, a.question.prompt) for a in asked], 8, 16)
-    right = sum(answer == a.question.answer for answer, a in zip(seen, asked, strict=True))
-    guessed = sum(answer == a.question.answer for answer, a in zip(blind, asked, strict=True))
-    assert right > guessed + 0.5 * len(asked)
+    asked = bundled_examples("test", 40, ["recognition"])["recognition"]
+    seen = answer_examples(model, processor, asked, None)
+    blind = answer_examples(model, processor, blind_examples(asked, "test", SHIPPED), None)
+    assert sum(answer.score for answer in seen) > sum(answer.score for answer in blind) + 0.5 * len(asked)
 
 
 def test_batched_answers_equal_single_ones(no_network):
     model, processor = load_mini()
     scene = next(scenes("test", 1))
-    pairs = [(scene.image, q.prompt) for q in scene.questions[:4]]
-    together = answer_all(model, processor, pairs, 6, 4)
-    assert together == [answer_all(model, processor, [pair], 6, 1)[0] for pair in pairs]
-
-
-def test_collect_is_deterministic_and_even():
-    found = collect("test", 6, SHIPPED)
-    assert {task: len(asked) for task, asked in found.items()} == dict.fromkeys(TASKS, 6)
-    again = collect("test", 6, SHIPPED)
-    assert all(
-        [(a.scene, a.question.prompt) for a in found[t]] == [(a.scene, a.question.prompt) for a in again[t]]
-        for t in TASKS
-    )
-    assert all(a.other.tobytes() == draw_scene(a.scene + 1, "test").image.tobytes() for a in found["ocr"])
-
-
-def test_statistics():
-    assert answer_score("ocr", " CAT ", "CAT") == 1.0
-    assert answer_score("caption", "a red star", "a red star and a ring") == pytest.approx(2 / 3)
-    low, gain, high = gain_interval([1.0] * 50, [0.0] * 50, list(range(50)))
-    assert (low, gain, high) == (1.0, 1.0, 1.0)
-    low, gain, high = gain_interval([1.0, 0.0] * 50, [0.0] * 100, [i // 2 for i in range(100)])
-    assert low <= gain == 0.5 <= high
-    with pytest.raises(ValueError, match="equal, non-zero counts"):
-        gain_interval([1.0], [], [1])
+    asked = [Example(q.task, 0, scene.image, q.prompt, q.answer, None) for q in scene.questions[:4]]
+    together = answer_examples(model, processor, asked, None)
+    assert together == [answer_examples(model, processor, [one], None)[0] for one in asked]

@@ -9,10 +9,10 @@ import torch
 
 import topv
 from architectures import recipe_of
+from tools.probe.probe import probe
+from tools.probe.recipe import takes
 from topv.errors import LayoutError
 from topv.models.registry import family_of
-from topv.probe.probe import probe
-from topv.probe.recipe import takes
 
 RENAMED = ["fuyu", "gemma4", "gemma4_unified", "glm5_next", "granite4_vision", "qwen4_exp", "video_llava", "vipllava"]
 """Architectures whose recipes name arguments, or settings, as the installed transformers does."""

@@ -19,11 +19,11 @@ from PIL import Image
 from transformers.models.minicpmv4_6 import modeling_minicpmv4_6
 
 from needs import need
+from tools.probe.recipes import recipes
 from topv.errors import LayoutError
 from topv.layout import Grid, VisualLayout
 from topv.models.family import Family
 from topv.models.registry import family_of
-from topv.probe.recipes import recipes
 
 SMALL = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 40000}}
 

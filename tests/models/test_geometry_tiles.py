@@ -16,10 +16,10 @@ import pytest
 import torch
 import transformers
 
+from tools.probe.recipes import recipes
 from topv.errors import LayoutError
 from topv.layout import VisualLayout
 from topv.models.registry import family_of
-from topv.probe.recipes import recipes
 
 IMAGE, VIDEO = 5, 8
 BLOCKS = [(0.0, 0.5, 0.5, 1.0), (0.5, 0.0, 1.0, 0.4), (0.15, 0.0, 0.6, 1.0)]

@@ -11,10 +11,10 @@ import torch
 
 from architectures import recipe_of
 from needs import need
+from tools.probe.recipe import takes
 from topv.errors import LayoutError
 from topv.layout import VisualLayout
 from topv.models.registry import family_of
-from topv.probe.recipe import takes
 
 Box = tuple[float, float, float, float]
 """Top, left, bottom and right, of a picture whose sides are 1."""

@@ -10,13 +10,13 @@ import torch
 import topv
 from architectures import recipe_of
 from kv_caches import with_cache
+from tools.probe.probe import probe
+from tools.probe.recipe import Recipe
 from topv.models import family_of
 from topv.models.llama4 import Llama4
 from topv.models.reasons import REASONS
-from topv.probe.probe import probe
-from topv.probe.recipe import Recipe
-from topv.probe.reference import extended, masked_logits, relative_error
 from topv.runtime.arguments import output_cache
+from topv.verify.reference import extended, masked_logits, relative_error
 
 EXACT = [
     "llama4",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import topv
-from topv.probe.recipes import recipes
+from tools.probe.recipes import recipes
 
 SAMPLES: list[list[int | str]] = [
     [9, "wide", 5],

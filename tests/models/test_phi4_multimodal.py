@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tools.probe.probe import probe
+from tools.probe.recipes.phi4_multimodal import CROP, SIDE, Phi4Multimodal
 from topv.models import family_of
-from topv.probe.probe import probe
-from topv.probe.recipes.phi4_multimodal import CROP, SIDE, Phi4Multimodal
 
 
 def test_exact() -> None:

@@ -7,9 +7,9 @@ import importlib.util
 import pytest
 
 import topv
+from tools.probe.architectures import probe_architecture
+from tools.probe.recipes import recipes
 from topv.models.reasons import REASONS
-from topv.probe.matrix import probe_architecture
-from topv.probe.recipes import recipes
 
 
 @pytest.mark.parametrize(

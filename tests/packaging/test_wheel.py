@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 DIST = (ROOT / os.environ["TOPV_DIST"]).resolve()
 (WHEEL,), (SDIST,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
 MEBIBYTE = 2**20
+BESIDE = ("training", "tools", "probe", "benchmarks")
+"""Folders of the repository that are not installed."""
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 TORCH = re.search(r"^torch==.+$", (ROOT / "constraints.txt").read_text(), re.M)
 
@@ -79,6 +81,20 @@ def test_wheel_holds_the_package_and_nothing_else() -> None:
     assert "topv/py.typed" in names
 
 
+def test_neither_trainer_nor_probes_are_shipped() -> None:
+    """They lie beside the package; of the bundled models only what loads them is code."""
+    with zipfile.ZipFile(WHEEL) as archive:
+        shipped = archive.namelist()
+    with tarfile.open(SDIST) as archive:
+        folders = {name.partition("/")[2].split("/")[0] for name in archive.getnames()}
+    assert not {part for name in shipped for part in name.split("/")[:-1]} & set(BESIDE)
+    assert not folders & set(BESIDE)
+    assert [name for name in shipped if name.startswith("topv/mini/") and name.endswith(".py")] == [
+        "topv/mini/__init__.py"
+    ]
+    assert {"topv/models/matrix.json", "topv/verify/reference.py"} <= set(shipped)
+
+
 def test_sdist_holds_what_the_wheel_is_made_of() -> None:
     with tarfile.open(SDIST) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -99,6 +115,7 @@ def test_installed_package_runs(tmp_path: Path) -> None:
     assert str(ROOT / "src") not in where
     program = Path(sys.executable).with_name("topv")
     assert "compare" in run(program, "--help", cwd=tmp_path)
+    assert "qwen2_5_vl" in run(program, "models", cwd=tmp_path)
     report = tmp_path / "report.html"
     out = run(program, "compare", "--samples", 2, "--methods", "none,topv", "--report", report, cwd=tmp_path)
     assert "144" in out

@@ -10,9 +10,9 @@ import torch
 import topv
 from exactness_settings import uncompiled
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
+from tools.probe.recipes import recipes
 from topv.budget import keep_count
-from topv.probe.recipes import recipes
-from topv.probe.reference import masked_logits, relative_error
+from topv.verify.reference import masked_logits, relative_error
 
 SAMPLES = [[3, "image", 2, "image", 4], [2, "image", 5], [6]]
 

@@ -11,7 +11,7 @@ import torch
 import topv
 from exactness_settings import BACKENDS, KEEPS, methods, uncompiled
 from reference import generated_reference, relative_error
-from topv.mini.scenes import draw_scene
+from topv.scenes import draw_scene
 
 
 @functools.lru_cache(maxsize=3)

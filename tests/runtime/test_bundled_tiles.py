@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import topv
-from topv.mini.scenes import draw_scene
-from topv.mini.views import read_view
 from topv.models import family_of
-from topv.probe.reference import masked_logits, relative_error
+from topv.scenes import draw_scene, read_view
+from topv.verify.reference import masked_logits, relative_error
 
 
 @pytest.fixture(scope="module")

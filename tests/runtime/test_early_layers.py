@@ -145,7 +145,7 @@ def test_what_cannot_be_compacted_is_refused() -> None:
 
 
 def test_decoders_of_mixed_layers_are_refused() -> None:
-    from topv.probe.recipes import recipes
+    from tools.probe.recipes import recipes
 
     model = recipes()["gemma3"].build()
     with pytest.raises(topv.UnsupportedError, match=r"compact_early_layers=True needs.*Gemma3"):

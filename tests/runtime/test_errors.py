@@ -12,7 +12,7 @@ import topv
 from module_snapshot import snapshot
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava, tiny_llava
 from topv.models import family_of
-from topv.probe.reference import masked_logits, relative_error
+from topv.verify.reference import masked_logits, relative_error
 
 SINGLE = [[3, "image", 4]]
 

@@ -12,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 import topv
 from tiny_models import prompt, tiny_llava
+from tools.probe.recipes import recipes
 from topv.budget import keep_count
 from topv.models import family_of
-from topv.probe.recipes import recipes
 
 SAMPLES = [[3, "image", 4], [3, "image", 4]]
 

@@ -14,8 +14,8 @@ from architectures import expands_images
 from ecosystem.bench import KEEP, STEPS, bench, relative_error
 from kv_caches import with_cache
 from topv.models import family_of
-from topv.probe.reference import masked_logits
 from topv.runtime.arguments import output_cache
+from topv.verify.reference import masked_logits
 
 FAMILIES = ["llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 SAMPLE = [[7, "image", 6]]

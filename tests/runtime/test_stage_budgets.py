@@ -9,12 +9,12 @@ import torch
 
 import topv
 from tiny_models import TOKENS, prompt, shared_llava
+from tools.probe.recipes import recipes
 from topv.errors import InputError
 from topv.evaluate import at_equal_reductions
 from topv.measure import count_decoder, count_flops
 from topv.methods import Method
 from topv.models import Family, family_of
-from topv.probe.recipes import recipes
 from topv.runtime.arguments import output_cache
 from topv.runtime.targets import budget_counts, kept_counts, prefill_cost
 

@@ -27,8 +27,8 @@ from reference import (
 from tiny_models import IMAGE_TOKEN, TOKENS, prompt, shared_llava
 from topv.methods import Evidence
 from topv.models import family_of
-from topv.probe.reference import extended, masked_logits
 from topv.runtime.arguments import output_cache
+from topv.verify.reference import extended, masked_logits
 
 SINGLE = [[3, "image", 4]]
 BATCH = [[3, "image", 4], [2, "image", 1, "image", 3], [6], ["image", 2]]

@@ -11,11 +11,11 @@ import torch
 
 import topv
 from tiny_models import TOKENS, prompt, shared_llava
+from tools.probe.recipes import recipes
 from topv.budget import keep_count
 from topv.errors import InputError
 from topv.methods import Method
 from topv.models import Family, family_of
-from topv.probe.recipes import recipes
 from topv.runtime.targets import kept_counts, layer_for_reduction, prefill_cost
 
 # Grouped queries, two tile shapes, experts, sliding windows, borrowed keys, latent keys, recurrences.

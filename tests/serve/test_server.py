@@ -24,7 +24,7 @@ from PIL import Image
 
 import topv
 from topv.evaluate import Example, answer_examples, bundled_examples
-from topv.mini.statistics import answer_score
+from topv.evaluate.scoring import answer_score
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: `make test-vllm` runs these", allow_module_level=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..images import open_image
-from ..mini.scenes import Question, Scene, draw_scene
+from ..scenes import Question, Scene, draw_scene
 
 __all__ = ["DEFAULT_PROMPT", "Subject", "subjects_from_files", "subjects_from_scenes"]
 

@@ -6,8 +6,7 @@ layer). All answer the same questions, greedily, and are compared with the unpru
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,7 @@ from .methods_help import list_methods
 from .options import add_model_options, check_plot, check_writable, positive_int
 
 if TYPE_CHECKING:
-    from ..evaluate import Answer, AnswerStore, Configuration, Example
-    from ..methods import Method
-    from ..mini.views import View
+    from ..evaluate import Answer, AnswerStore, Configuration, Example, Shard
 
 EPILOG = f"""\
 examples:
@@ -29,6 +26,7 @@ examples:
                                                                 flag also serves CPUs)
   topv eval --model tiled --frames 4 --methods topv,topv:budget=image,topv:budget=sample,framedifference
   topv eval --methods topv,topv:importance=potential,random --reductions 0.5 --tasks ocr,counting
+  topv eval --methods none --blind --model runs/mini-weights    a model by itself, and what it guesses without pictures
 
 {list_methods()}
 
@@ -37,38 +35,11 @@ what the numbers mean:
   mean - unpruned   difference of the mean over tasks, paired by question, 95 % bootstrap interval over pictures:
                     an interval that excludes 0 is a real loss or gain
   foreground kept   share of the patches that show something to ask about; choices blind to the picture keep as
-                    much of them as of everything, their keep ratio, on average over such choices"""
+                    much of them as of everything, their keep ratio, on average over such choices
+  image-blind       the unpruned model's accuracy when each question comes with the next scene's picture (--blind):
+                    what questions alone give away, and what is likely in any scene"""
 
 _METHODS = "fastv,vtw,random,uniform,meancost,topv"
-
-
-_OWN = ("topv", "framedifference")
-"""Methods that are compared with every other, pair by pair."""
-_KEEPS = (0.5, 0.25)
-# Enough to tell shares of the foreground by two points; the time goes into the questions.
-_SCENES = 160
-_READING = """\
-Accuracy is exact match, in %; for caption and description the F1 over words. Brackets hold 95 % intervals, by
-resampling pictures; where all answers are right, or all wrong, Wilson's. The last column is the paired difference of
-the mean over tasks to the unpruned model: an interval that holds 0 shows no difference."""
-_DIFFERENCES = """\
-### {label} against the others
-
-Paired difference of the mean over tasks, in points, with 95 % intervals; bold where the interval excludes 0.
-
-"""
-_CLIPS = """\
-Every frame is an image of the prompt. Half of the objects move; what does not is the same to the pixel in every frame.
-"glimpse" asks about an object that one frame alone shows, the other tasks about what all frames show. `budget=grid`
-keeps the same share of every grid, `budget=image` of every frame, `budget=sample` of the whole clip."""
-_FOREGROUND = """\
-### Foreground kept
-
-Share of the visual tokens that show something to ask about which each method keeps, over {scenes} pictures. Methods
-blind to the picture keep their keep ratio of them on average over such methods; one that keeps the same cells of every
-picture keeps more or less of them, as these lie.
-
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="scenes to ask about (test)")
     parser.add_argument("--questions", type=positive_int, default=200, metavar="N", help="questions per task (200)")
     parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="questions per batch (32)")
+    parser.add_argument(
+        "--blind", action="store_true", help="ask the unpruned model about another scene's picture as well"
+    )
     parser.add_argument("--no-foreground", action="store_true", help="leave out the foreground table")
     parser.add_argument(
         "--work", type=Path, metavar="FOLDER", help="keep answers there, and go on with those that it holds"
@@ -130,27 +104,32 @@ def run(args: argparse.Namespace) -> int:
     quiet_transformers()
     specs = parse_methods([args.methods])
     methods = [(_label(spec.label), spec.method) for spec in specs if spec.method is not None]
-    if not methods or len({label for label, _ in methods}) < len(methods):
+    if not (methods or args.blind) or len({label for label, _ in methods}) < len(methods):
         raise InputError(
-            f"--methods {args.methods!r}: expected at least one method beside the unpruned model, and each once, since "
-            "--reductions sets their budgets."
+            f"--methods {args.methods!r}: expected at least one method beside the unpruned model (or --blind), and "
+            "each once, since --reductions sets their budgets."
         )
+    if args.plot is not None and not methods:
+        raise InputError("--plot draws methods, and there are none. Leave it out, or name some with --methods.")
     for spec in specs:
         if isinstance(spec.method, VTW) and spec.method.layer is not None:
             raise InputError(f"--methods {spec.label}: --reductions sets the layer of vtw. Leave it out.")
     from ..evaluate import (
         CLIP_TASKS,
+        IMAGE_BLIND,
         TASKS,
         Shard,
         at_equal_reductions,
+        blind_examples,
         bundled_clips,
         bundled_examples,
-        evaluate,
         grids_of,
         provenance,
         view_of,
     )
     from ..loading import load_model
+    from ..scenes import SHIPPED
+    from .eval_output import CLIPS, accuracy_sections, blind_section, foreground_section, write_output
 
     shard = Shard.of_environment()
     if shard.processes > 1 and args.work is None:
@@ -160,30 +139,18 @@ def run(args: argparse.Namespace) -> int:
     known = TASKS if args.frames == 1 else CLIP_TASKS
     tasks = known if args.tasks is None else tuple(dict.fromkeys(args.tasks.split(",")))
     view = view_of(model, processor)
-    geometry = [] if view is None else [view.geometry]
+    geometry = SHIPPED if view is None else view.geometry
     with progress("drawing the questions"):
         if args.frames == 1:
-            examples = bundled_examples(args.split, args.questions, tasks, *geometry)
+            examples = bundled_examples(args.split, args.questions, tasks, geometry)
         else:
-            examples = bundled_clips(args.split, args.questions, args.frames, tasks, *geometry)
-    flat = [example for task in tasks for example in examples[task]]
+            examples = bundled_clips(args.split, args.questions, args.frames, tasks, geometry)
+        flat = [example for task in tasks for example in examples[task]]
+        blind = blind_examples(flat, args.split, geometry) if args.blind else []
     grids = grids_of(model, processor, flat[0])
     configurations = at_equal_reductions(model, methods, args.reductions, grids=grids)
-    store = _store(args, model, configurations, tasks=tasks, questions=len(flat), process=shard.process)
-
-    with progress("answering", total=len(flat) * len(configurations)) as advance:
-        found = evaluate(
-            model,
-            processor,
-            flat,
-            configurations,
-            batch_size=args.batch_size,
-            store=store,
-            shard=shard,
-            advance=lambda _, questions: advance(questions),
-        )
-    if store is not None:
-        store.close()
+    asked = [(flat, configurations), *([(blind, [IMAGE_BLIND])] if blind else [])]
+    found = _answer(args, model, processor, asked, tasks=tasks, shard=shard)
     if found is None:
         return 0
     answers = {key: {task: [a for a in every if a.task == task] for task in tasks} for key, every in found.items()}
@@ -191,19 +158,55 @@ def run(args: argparse.Namespace) -> int:
         "# Accuracy on the bundled tasks" if args.frames == 1 else f"# Accuracy on clips of {args.frames} frames",
         provenance(args.command_line, model, split=args.split, questions=len(flat)),
     ]
-    sections = [*head, *_accuracy(configurations, answers)]
+    sections = [*head, *accuracy_sections(configurations, answers)]
+    if blind:
+        sections.append(blind_section(answers))
     # Before the foreground, which takes a while: what was answered is not to be lost.
-    _write(args, sections, configurations, answers)
+    write_output(args, sections, configurations, answers)
     if args.frames > 1:
-        sections.append(_CLIPS)
+        sections.append(CLIPS)
     elif view is not None and len(view.places) == sum(grids):
-        if not args.no_foreground:
-            sections.append(_foreground(args, model, processor, methods, flat, view))
+        if methods and not args.no_foreground:
+            sections.append(foreground_section(args, model, processor, methods, flat, view))
     else:
         sections.append("No foreground table: what each visual token shows is known for the bundled models alone.")
-    _write(args, sections, configurations, answers)
+    write_output(args, sections, configurations, answers)
     print_line(output_console(), "\n\n".join(sections) + "\n")
     return 0
+
+
+def _answer(
+    args: argparse.Namespace,
+    model: Any,
+    processor: Any,
+    asked: Sequence[tuple[Sequence[Example], Sequence[Configuration]]],
+    *,
+    tasks: Sequence[str],
+    shard: Shard,
+) -> dict[str, list[Answer]] | None:
+    """For each configuration's key its answers to the questions beside it; None in all processes but the first."""
+    from ..evaluate import evaluate
+    from .console import progress
+
+    every = [configuration for _, own in asked for configuration in own]
+    store = _store(args, model, every, tasks=tasks, questions=len(asked[0][0]), process=shard.process)
+    found: dict[str, list[Answer]] = {}
+    with progress("answering", total=len(asked[0][0]) * len(every)) as advance:
+        for questions, own in asked:
+            answered = evaluate(
+                model,
+                processor,
+                questions,
+                own,
+                batch_size=args.batch_size,
+                store=store,
+                shard=shard,
+                advance=lambda _, count: advance(count),
+            )
+            found |= answered or {}
+    if store is not None:
+        store.close()
+    return None if shard.process else found
 
 
 def _store(
@@ -233,87 +236,9 @@ def _store(
     return AnswerStore(args.work, setup, process)
 
 
-def _accuracy(
-    configurations: Sequence[Configuration], answers: Mapping[str, Mapping[str, Sequence[Answer]]]
-) -> list[str]:
-    from ..evaluate import accuracy_tables, difference_table, size_table
-
-    sections = [f"{_READING}\n\n{accuracy_tables(configurations, answers)}"]
-    labels = list(dict.fromkeys(c.label for c in configurations if c.method is not None))
-    own = [label for label in labels if label.split()[0] in _OWN]
-    for label in own if len(labels) > 1 else []:
-        sections.append(_DIFFERENCES.format(label=label) + difference_table(configurations, answers, label))
-    sections.append("### By size of what is asked about\n\n" + size_table(configurations, answers))
-    return sections
-
-
-def _foreground(
-    args: argparse.Namespace,
-    model: Any,
-    processor: Any,
-    methods: Sequence[tuple[str, Method]],
-    examples: Sequence[Example],
-    view: View,
-) -> str:
-    from ..evaluate import foreground_shares, foreground_table, readings
-    from ..methods import VTW
-    from ..methods.staged import StagedMethod
-    from .console import progress
-
-    # By scene rather than by task, or most of them would be those of the first task.
-    scenes = {example.scene: example for example in examples}
-    one_each = [scenes[number] for number in sorted(scenes)[:_SCENES]]
-    # These keep no one share of the tokens.
-    ranked = [(label, method) for label, method in readings(methods) if not isinstance(method, VTW | StagedMethod)]
-    shares: dict[str, dict[float, tuple[list[float], list[int]]]] = {}
-    with progress("foreground kept", total=len(ranked) * len(_KEEPS) * len(one_each)) as advance:
-        for label, method in ranked:
-            for keep in _KEEPS:
-                found = foreground_shares(
-                    model,
-                    processor,
-                    one_each,
-                    method.with_budget(keep=keep),
-                    split=args.split,
-                    view=view,
-                    batch_size=args.batch_size,
-                    advance=advance,
-                )
-                shares.setdefault(label, {})[keep] = found, [example.scene for example in one_each]
-    return _FOREGROUND.format(scenes=len(one_each)) + foreground_table(shares)
-
-
-def _write(
-    args: argparse.Namespace,
-    sections: Sequence[str],
-    configurations: Sequence[Configuration],
-    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
-) -> None:
-    """The files that were asked for."""
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(_json(args.command_line, sections[1], answers), encoding="utf-8")
-    if args.plot is not None:
-        from ..evaluate import accuracy_lines
-        from ..report.accuracy_plot import plot_accuracy
-
-        args.plot.parent.mkdir(parents=True, exist_ok=True)
-        lines, unpruned = accuracy_lines(configurations, answers)
-        questions = sum(map(len, next(iter(answers.values())).values()))
-        plot_accuracy(lines, unpruned, args.plot, title=f"{args.model}: {questions} questions, {args.split} split")
-
-
 def _label(label: str) -> str:
     """A method's label without the budget, which each reduction sets anew."""
     from ..methods.base import BUDGETS
 
     budgets = tuple(f"{name}=" for name in BUDGETS)
     return " ".join(part for part in label.split() if not part.startswith(budgets))
-
-
-def _json(command: Sequence[str], made_with: str, answers: Mapping[str, Mapping[str, Sequence[Answer]]]) -> str:
-    records = {key: {task: [a.to_dict() for a in found] for task, found in by.items()} for key, by in answers.items()}
-    return json.dumps({"command": command, "made_with": made_with.splitlines(), "answers": records}, indent=1) + "\n"

@@ -2,6 +2,7 @@
 
 from ..statistics import Interval, macro_interval, task_interval
 from .ablations import SWEEPS, nearest, sweep
+from .blind import IMAGE_BLIND, blind_examples
 from .configurations import Configuration, at_equal_reductions, readings
 from .evaluation import Shard, evaluate
 from .examples import CLIP_TASKS, TASKS, Example, bundled_clips, bundled_examples
@@ -14,6 +15,7 @@ from .tables import (
     ablation_table,
     accuracy_lines,
     accuracy_tables,
+    blind_table,
     difference_table,
     foreground_table,
     markdown,
@@ -22,6 +24,7 @@ from .tables import (
 
 __all__ = [
     "CLIP_TASKS",
+    "IMAGE_BLIND",
     "SWEEPS",
     "TASKS",
     "Answer",
@@ -37,6 +40,8 @@ __all__ = [
     "accuracy_tables",
     "answer_examples",
     "at_equal_reductions",
+    "blind_examples",
+    "blind_table",
     "bundled_clips",
     "bundled_examples",
     "difference_table",

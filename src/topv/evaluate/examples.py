@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError, unknown_name
-from ..mini.clips import CLIP_TASKS, ClipQuestion, draw_clip
-from ..mini.geometry import SHIPPED, Geometry
-from ..mini.questions import Question
-from ..mini.scenes import TASKS, draw_scene
-from ..mini.views import View
+from ..scenes import CLIP_TASKS, SHIPPED, TASKS, ClipQuestion, Geometry, Question, View, draw_clip, draw_scene
 
 __all__ = ["CLIP_TASKS", "TASKS", "Example", "bundled_clips", "bundled_examples", "foreground_tokens"]
 

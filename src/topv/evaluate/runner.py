@@ -10,10 +10,10 @@ import torch
 
 from ..answering import Answerer
 from ..methods import Method
-from ..mini.statistics import answer_score
-from ..mini.views import View
 from ..runtime import prune
+from ..scenes import View
 from .examples import Example, foreground_tokens
+from .scoring import answer_score
 
 __all__ = ["Answer", "Asker", "answer_examples", "foreground_shares", "inputs_of", "plan_batches"]
 

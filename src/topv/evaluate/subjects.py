@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..mini.views import View, read_view
 from ..models import family_of
+from ..scenes import View, read_view
 from .examples import Example
 from .runner import inputs_of
 

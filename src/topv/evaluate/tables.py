@@ -15,6 +15,7 @@ __all__ = [
     "ablation_table",
     "accuracy_lines",
     "accuracy_tables",
+    "blind_table",
     "difference_table",
     "foreground_table",
     "markdown",
@@ -74,6 +75,34 @@ def size_table(configurations: Sequence[Configuration], answers: Mapping[str, Ma
         rows.append(
             [configuration.label, "" if configuration.target is None else f"{configuration.target:.0%}", *cells]
         )
+    return markdown(header, rows)
+
+
+def blind_table(answers: Mapping[str, Sequence[Answer]], blind: Mapping[str, Sequence[Answer]]) -> str:
+    """Accuracy of one model by task, with its picture and with another one, and what the picture is worth.
+
+    Args:
+        answers: for each task the answers.
+        blind: the answers to the same questions about another picture.
+    """
+    rows = []
+    for task, difference in _paired(answers, blind).items():
+        sizes = []
+        for size in _SIZES:
+            scores = [answer.score for answer in answers[task] if answer.target_size == size]
+            if scores:
+                sizes.append(f"{size} {100 * sum(scores) / len(scores):.0f} ({len(scores)})")
+        cells = [_plain(_interval(found[task])) for found in (answers, blind)]
+        gain = _plain(macro_interval({task: difference}))
+        rows.append([task, str(len(answers[task])), *cells, gain, ", ".join(sizes)])
+    header = [
+        "task",
+        "questions",
+        "accuracy, %",
+        "image-blind, %",
+        "gain, points",
+        "by target size (questions)",
+    ]
     return markdown(header, rows)
 
 

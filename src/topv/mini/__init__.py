@@ -1,4 +1,4 @@
-"""The bundled models: a small LLaVA trained on drawn scenes and its tiled sibling, their generator, trainer and scorer.
+"""The bundled models: a small LLaVA trained on the scenes of `topv.scenes`, and its tiled sibling.
 
 Importing this package imports neither torch nor transformers.
 """
@@ -32,8 +32,8 @@ def load_mini(tiled: bool = False) -> tuple[Any, Any]:
     folder, preset = (TILED_PATH, "tiled") if tiled else (MINI_PATH, "cpu")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"No bundled model at {folder}; the installation is incomplete. Reinstall topv, or train one with"
-            f" `python -m topv.mini.train --preset {preset}` and write it there with `--export`."
+            f"No bundled model at {folder}; the installation is incomplete. Reinstall topv, or in a checkout train one"
+            f" with `python -m training.train --preset {preset}` and write it there with `--export`."
         )
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor

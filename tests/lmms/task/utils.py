@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from topv.mini.statistics import answer_score
+from topv.evaluate.scoring import answer_score
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Any]:

@@ -1,0 +1,1 @@
+"""Tools for the development of topv, run from its root; the wheel holds none of them."""
