@@ -121,7 +121,7 @@ def _averaged(wide: torch.Tensor | None, narrow: torch.Tensor | None) -> torch.T
     """The mean of the streams in `wide` (..., streams * D), where `narrow` (..., D) holds one."""
     if wide is None or narrow is None or wide.shape[-1] <= narrow.shape[-1]:
         return wide
-    return wide.unflatten(-1, (-1, narrow.shape[-1])).mean(-2)
+    return wide.reshape(*wide.shape[:-1], -1, narrow.shape[-1]).mean(-2)
 
 
 def _check_scores(scores: Any, shape: tuple[int, int], method: Method) -> None:

@@ -99,11 +99,11 @@ def _placeholders(config: Any, picture: Picture) -> int:
     height, width = picture.pixels
     vision = config.vision_config
     if picture.kind == "square":
-        return (height // vision.patch_size) * (width // vision.patch_size)
+        return int((height // vision.patch_size) * (width // vision.patch_size))
     if picture.kind == "tiles":
         return int(picture.views * config.image_seq_length)
     step = vision.patch_size * vision.spatial_merge_size
-    return (height // step) * (width // step)
+    return int((height // step) * (width // step))
 
 
 def _markers(config: Any) -> tuple[list[int], list[int]]:

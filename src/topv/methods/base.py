@@ -210,12 +210,12 @@ class Method:
 def _validate_share(name: str, share: Any) -> float:
     if isinstance(share, bool) or not isinstance(share, Real):
         raise TypeError(f"{name}={share!r} is of type {type(share).__name__}; expected a share such as 0.5.")
-    share = float(share)
-    if name == "visual_flops" and not 0 <= share < 1:
-        raise ValueError(f"visual_flops={share!r} must be in [0, 1): the share of visual FLOPs to save, such as 0.5.")
-    if name == "kv_share" and not 0 < share <= 1:
-        raise ValueError(f"kv_share={share!r} must be in (0, 1]: the share of KV bytes to leave, such as 0.6.")
-    return share
+    given: float = float(share)
+    if name == "visual_flops" and not 0 <= given < 1:
+        raise ValueError(f"visual_flops={given!r} must be in [0, 1): the share of visual FLOPs to save, such as 0.5.")
+    if name == "kv_share" and not 0 < given <= 1:
+        raise ValueError(f"kv_share={given!r} must be in (0, 1]: the share of KV bytes to leave, such as 0.6.")
+    return given
 
 
 def _is_count(value: Any) -> bool:

@@ -170,15 +170,13 @@ class Decoder:
     @property
     def kv_heads(self) -> int:
         """Key-value heads of a decoder layer."""
-        return getattr(self.text_config, "num_key_value_heads", None) or self.text_config.num_attention_heads
+        return int(getattr(self.text_config, "num_key_value_heads", None) or self.text_config.num_attention_heads)
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return (
-            getattr(self.text_config, "head_dim", None)
-            or self.text_config.hidden_size // self.text_config.num_attention_heads
-        )
+        config = self.text_config
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
     @cached_property
     def cache_limits(self) -> tuple[int | None, ...]:

@@ -185,7 +185,7 @@ def _size(decoder: Decoder, layer: Any, name: str, module: Any) -> int | Scan:
     if all(p.ndim == 3 for p in own.values()) and "Expert" in kind:
         experts = next(iter(own.values())).shape[0]
         runs = _top_k(decoder, layer, name, module) if _is_routed(module) else experts
-        return 2 * sum(p.numel() for p in own.values()) // experts * runs
+        return int(2 * sum(p.numel() for p in own.values()) // experts * runs)
     if set(own) == {"proj"} and kind.endswith("RelativeLogits"):
         # A bias for each distance, out of a part of every head.
         return 2 * int(module.proj.numel()) * _heads(decoder.attention(layer))

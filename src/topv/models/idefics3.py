@@ -54,7 +54,7 @@ class Idefics3(Family):
         vision = self.config.vision_config
         pixels = inputs.get("pixel_values")
         size: int = vision.image_size if pixels is None else pixels.shape[-1]
-        return size // vision.patch_size // self._scale(inputs)
+        return int(size // vision.patch_size // self._scale(inputs))
 
     def _scale(self, inputs: Mapping[str, Any]) -> int:
         """Patches along the side of a token."""

@@ -67,7 +67,7 @@ class AyaVision(InternVl):
         return Family.pool_tower(self, kind, states, inputs)
 
     def _side(self, height: int) -> int:
-        return height // self.config.vision_config.patch_size // self.config.downsample_factor
+        return int(height // self.config.vision_config.patch_size // self.config.downsample_factor)
 
     def _image_tokens(self, input_ids: torch.Tensor) -> list[int]:
         counts = []

@@ -76,4 +76,5 @@ def _rescale(
 
 def _scale(attention: Any, positions: torch.Tensor) -> torch.Tensor:
     steps = torch.floor((positions.float() + 1.0) / attention.floor_scale)
-    return torch.log1p(steps) * attention.attn_scale + 1.0
+    scale: torch.Tensor = torch.log1p(steps) * attention.attn_scale + 1.0
+    return scale

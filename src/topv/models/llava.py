@@ -36,7 +36,7 @@ class LlavaPictures(Pictures):
 
     @property
     def _sizes_differ(self) -> bool:
-        return self.config.vision_config.model_type == "pixtral"
+        return bool(self.config.vision_config.model_type == "pixtral")
 
     @property
     def _side(self) -> int:
@@ -53,7 +53,7 @@ class LlavaPictures(Pictures):
     def _images(self, inputs: Mapping[str, Any]) -> int:
         pixels = inputs.get("pixel_values")
         if pixels is not None:
-            return pixels.shape[0]
+            return len(pixels)
         return len(inputs["mm_encoder_outputs"]["image"].pooler_output)
 
     def _own_sizes(self, placeholders: torch.Tensor, inputs: Mapping[str, Any]) -> Sequence[tuple[int, int]]:

@@ -11,9 +11,9 @@ import torch
 
 from ..layout import Picture
 from ..models.tower_taps import PREFIX, TowerTaps
+from .adapter import Adapter
 from .checks import EXTENDABLE_ROPE, rope_type, settings_of
 from .choosing import Job, choose
-from .families.base import Adapter
 from .settings import COUNTS, TOKENS
 
 __all__ = ["PrunedModel", "batches"]

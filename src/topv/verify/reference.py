@@ -76,7 +76,8 @@ def masked_logits(
             handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         with torch.no_grad():
-            return model(**{"use_cache": False} | inputs).logits
+            logits: torch.Tensor = model(**{"use_cache": False} | inputs).logits
+            return logits
     finally:
         for handle in handles:
             handle.remove()

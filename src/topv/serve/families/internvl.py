@@ -18,11 +18,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ...errors import UnsupportedError
 from ...layout import Picture
 from ...models.runs import tiled
+from ..adapter import Adapter, cut_rows, last_block
 from ..choosing import split_parts
 from ..model import PrunedModel
 from ..positions import LinearPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import Adapter, cut_rows, last_block
 
 __all__ = ["InternVlAdapter", "TopVInternVLForConditionalGeneration"]
 

@@ -13,10 +13,10 @@ from vllm.model_executor.models.internvl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from ..adapter import last_block
 from ..model import PrunedModel
 from ..positions import LinearPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import last_block
 from .internvl import InternVlAdapter
 
 __all__ = ["TopVInternVLChatModel"]

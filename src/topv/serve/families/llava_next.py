@@ -18,10 +18,10 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ...errors import UnsupportedError
 from ...layout import Picture
 from ...models.llava_next import LlavaNextPictures
+from ..adapter import Adapter, last_block
 from ..model import PrunedModel
 from ..positions import LinearPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import Adapter, last_block
 from .tiles import thumbnail_and_grid
 
 __all__ = ["LlavaNextAdapter", "TopVLlavaNextForConditionalGeneration"]

@@ -18,11 +18,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ...layout import Picture
 from ...models.patch_grids import PatchPictures
 from ...models.tower import merged_patches
+from ..adapter import Adapter, cut_rows, last_block
 from ..choosing import split_parts
 from ..model import PrunedModel
 from ..positions import GridPositions
 from ..processing import PrunedInfo, PrunedProcessor
-from .base import Adapter, cut_rows, last_block
 
 __all__ = ["QwenAdapter", "QwenInfo", "TopVQwen2_5_VLForConditionalGeneration"]
 

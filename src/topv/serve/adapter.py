@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import UnsupportedError
-from ...layout import Picture
+from ..errors import UnsupportedError
+from ..layout import Picture
 
 __all__ = ["Adapter", "cut_rows", "last_block"]
 
