@@ -27,7 +27,7 @@ DOCS_STAMP := $(DOCS)/.installed
 
 WHEEL := .venv-wheel
 
-.PHONY: demo test test-oldest test-newest test-lmms test-ui test-vllm test-wheel docs clean
+.PHONY: demo test mutants test-oldest test-newest test-lmms test-ui test-vllm test-wheel docs clean
 
 demo: $(STAMP)
 	$(BIN)/topv compare --methods none,fastv,topv --report demo-output/report.html
@@ -38,6 +38,12 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto
+
+# Small faults in the core, planted one at a time: which of them no test notices. An hour or more; it goes on where it
+# was stopped. `make mutants MUTANTS='--rooms ranking --sample 40'` for a part.
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt cosmic-ray
+	$(BIN)/python -m tools.mutants $(MUTANTS)
 
 # The core suite on the oldest release of each dependency that pyproject.toml allows.
 test-oldest: $(OLDEST_STAMP)
