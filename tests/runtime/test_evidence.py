@@ -11,8 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import topv
+from architectures import recipe_of
 from tiny_models import prompt, tiny_llava
-from tools.probe.recipes import recipes
 from topv.budget import keep_count
 from topv.models import family_of
 
@@ -121,7 +121,7 @@ def test_text_is_compared_with_tokens_of_the_same_width(layer: int, target: str 
             read.append(evidence)
             return super().score(evidence, count)
 
-    recipe = recipes()["glm5_next"]
+    recipe = recipe_of("glm5_next")
     torch.manual_seed(0)
     model = recipe.build()
     model.set_attn_implementation("eager")
