@@ -118,7 +118,7 @@ def possible(room: str, file: Path) -> list[Mutant]:
     from cosmic_ray.commands import init
     from cosmic_ray.work_db import WorkDB, use_db
 
-    spans = list(annotations(ast.parse(file.read_text())))
+    spans = list(annotation_spans(ast.parse(file.read_text())))
     found = []
     with use_db(":memory:", WorkDB.Mode.create) as db:
         init([file], db, {})
@@ -131,7 +131,7 @@ def possible(room: str, file: Path) -> list[Mutant]:
     return found
 
 
-def annotations(tree: ast.AST) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def annotation_spans(tree: ast.AST) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Where annotations begin and end."""
     for node in ast.walk(tree):
         for value in (getattr(node, "annotation", None), getattr(node, "returns", None)):
